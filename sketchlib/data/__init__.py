@@ -1,0 +1,1 @@
+"""Data: what there is to learn from."""

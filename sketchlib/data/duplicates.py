@@ -1,0 +1,656 @@
+"""Copies of one drawing, in any of eight orientations: candidates, then proof.
+
+Candidates come from low-frequency DCT vectors of two frames, the ink box (finds
+crops and margins) and the whole picture (finds added text), compared under the four
+flips and the transpose at once: a flip only changes the sign of odd frequencies.
+A first-order fit of shift, turn and scale (tangent distance, Simard et al. 1993)
+leaves few pairs, and those are aligned on 96 px ink maps by OpenCV's ECC (Evangelidis
+and Psarakis 2008) and correlated after a band-pass, so that neither white paper nor
+black filling counts as likeness.
+Limits: free rotations up to about 10°; mirrored or turned copies of a symmetrical
+drawing may be called near; pictures flagged blank or unreadable never pair.
+"""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+
+import cv2
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from sketchlib.data import audit
+
+# (transpose, flip top to bottom, flip left to right), in this order
+_STEPS = list(itertools.product((False, True), repeat=3))
+ORIENTATIONS = (
+    "near",
+    "hflip",
+    "vflip",
+    "rot180",
+    "transpose",
+    "rot270",
+    "rot90",
+    "transverse",
+)
+KINDS = ("bytes", "pixels", *ORIENTATIONS)
+PAIR_COLUMNS = ["image_id_a", "image_id_b", "kind", "score"]
+_INVERSE = np.array([0, 1, 2, 3, 4, 6, 5, 7])  # of each orientation
+
+_SMALL_PX = 32  # side at which frequencies are taken
+_BLOCK = 512
+_MOST_LINKED = 40  # members of a set whose every pair is checked
+_MOST_EXACT = 40  # larger sets of identical files are listed against their first
+_MAX_STRETCH = 1.05  # a copy is not squeezed: ratio of the two scales
+_MIN_COVER = 0.6  # share of the ink both frames must see
+_SURE = 0.99  # no further alignment is tried above this score
+_HOPELESS = 0.75  # least correlation at 48 px before any alignment
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One of the two views of a picture and what makes a candidate in it.
+
+    Attributes:
+        index: position in the ink maps, as in `audit.FRAMES`.
+        waves: frequencies per side.
+        cosine: least cosine of the DCT vectors, best orientation.
+        tangent: least cosine after the first-order fit.
+    """
+
+    index: int
+    waves: int
+    cosine: float
+    tangent: float
+
+
+BOX = Frame(index=0, waves=8, cosine=0.82, tangent=0.95)
+FULL = Frame(index=1, waves=12, cosine=0.87, tangent=0.95)
+
+
+def turn(pixels: np.ndarray, kind: str) -> np.ndarray:
+    """A view of (H, W, …) `pixels` in the orientation `kind`; others stay as they are.
+
+    `rot90` is a quarter turn counter-clockwise, as numpy's; `transpose` swaps rows
+    and columns, `transverse` does so about the other diagonal.
+    """
+    if kind not in ORIENTATIONS:
+        return pixels
+    swap, down, across = _STEPS[ORIENTATIONS.index(kind)]
+    turned = pixels.swapaxes(0, 1) if swap else pixels
+    return turned[:: -1 if down else 1, :: -1 if across else 1]
+
+
+def inverse_kind(kind: str) -> str:
+    """The kind that turns b into a when `kind` turns a into b."""
+    return {"rot90": "rot270", "rot270": "rot90"}.get(kind, kind)
+
+
+def compose_kinds(first: str, second: str) -> str:
+    """The kind of turning by `first` and then by `second`; never bytes or pixels."""
+    return ORIENTATIONS[_PRODUCT[_orientation(first), _orientation(second)]]
+
+
+def _orientation(kind: str) -> int:
+    return ORIENTATIONS.index(kind) if kind in ORIENTATIONS else 0
+
+
+def _compositions() -> np.ndarray:
+    """(8, 8) orientation that results from the first, then the second."""
+    probe = np.arange(9).reshape(3, 3)
+    name = {turn(probe, kind).tobytes(): o for o, kind in enumerate(ORIENTATIONS)}
+    return np.array(
+        [
+            [name[turn(turn(probe, one), two).tobytes()] for two in ORIENTATIONS]
+            for one in ORIENTATIONS
+        ]
+    )
+
+
+_PRODUCT = _compositions()
+
+
+def find_pairs(
+    findings: pd.DataFrame,
+    thumbs: np.ndarray,
+    *,
+    threshold: float = 0.96,
+    candidates: pd.DataFrame | None = None,
+    workers: int = 0,
+) -> pd.DataFrame:
+    """Pairs of pictures that show the same drawing.
+
+    Args:
+        findings: rows of `audit.inspect`.
+        thumbs: (N, 2, 96, 96) its ink maps, row by row.
+        threshold: least correlation (0-1) of aligned, band-passed ink.
+        candidates: further `image_id_a, image_id_b` to check, for instance
+            neighbours by a model's features.
+        workers: threads; 0 means one for each core.
+    Returns:
+        `image_id_a, image_id_b, kind, score`: turning a by `kind` gives b; a stands
+        before b in `findings`; score is 1 for bytes and pixels.
+    Raises:
+        ValueError: findings and thumbs are of different lengths.
+    """
+    if len(findings) != len(thumbs):
+        raise ValueError(
+            f"`thumbs` should have one row per finding, but {len(thumbs)} came for "
+            f"{len(findings)} findings; take both from one `audit.inspect`"
+        )
+    usable = ~(audit.flagged(findings, "blank") | audit.flagged(findings, "unreadable"))
+    rows = np.flatnonzero(usable)
+    exact = _exact_sets(findings, rows)
+    first = np.unique(exact)
+    search = _Search(thumbs, first, threshold, workers or os.cpu_count() or 1)
+    extra = _extra_pairs(candidates, findings, exact, first)
+    near = search.run(extra)
+    return _as_table(findings, rows, exact, near)
+
+
+# --- exact copies ---------------------------------------------------------------
+
+
+def _exact_sets(findings: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
+    """For each of `rows`, the first row with the same pixels (or the same bytes)."""
+    part = findings.iloc[rows]
+    first = pd.Series(rows, index=part.index)
+    by_pixels = first.groupby(part["pixel_hash"]).transform("min")
+    return by_pixels.groupby(part["sha256"]).transform("min").to_numpy()
+
+
+def _exact_pairs(rows: np.ndarray, exact: np.ndarray) -> Iterator[tuple[int, int]]:
+    """All pairs inside each set; of a large set, its first row with every other."""
+    for _, members in pd.Series(rows).groupby(exact):
+        if len(members) <= _MOST_EXACT:
+            yield from itertools.combinations(members, 2)
+        else:
+            yield from ((members.iloc[0], other) for other in members.iloc[1:])
+
+
+def _as_table(
+    findings: pd.DataFrame,
+    rows: np.ndarray,
+    exact: np.ndarray,
+    near: Iterable[tuple[int, int, int, float]],
+) -> pd.DataFrame:
+    """Exact pairs, and near pairs for every member of the sets they join."""
+    sha = findings["sha256"].to_numpy()
+    members = pd.Series(rows).groupby(exact).agg(list).to_dict()
+    found = [
+        (a, b, "bytes" if sha[a] == sha[b] else "pixels", 1.0)
+        for a, b in _exact_pairs(rows, exact)
+    ]
+    for i, j, orientation, score in near:
+        kinds = ORIENTATIONS[orientation], ORIENTATIONS[_INVERSE[orientation]]
+        for a, b in itertools.product(members[i], members[j]):
+            kind = kinds[0] if a < b else kinds[1]
+            found.append((min(a, b), max(a, b), kind, round(score, 4)))
+            if len(members[i]) * len(members[j]) > _MOST_EXACT:
+                break
+    found.sort()
+    ids = findings["image_id"].to_numpy()
+    table = pd.DataFrame(found, columns=PAIR_COLUMNS)
+    for column in PAIR_COLUMNS[:2]:
+        table[column] = ids[table[column].to_numpy(dtype=np.int64)]
+    return table
+
+
+def _extra_pairs(
+    candidates: pd.DataFrame | None,
+    findings: pd.DataFrame,
+    exact: np.ndarray,
+    first: np.ndarray,
+) -> np.ndarray:
+    """(M, 2) positions in `first` of the pairs a caller asks to check."""
+    if candidates is None or candidates.empty:
+        return np.empty((0, 2), np.int64)
+    usable = np.flatnonzero(
+        ~(audit.flagged(findings, "blank") | audit.flagged(findings, "unreadable"))
+    )
+    stands_for = pd.Series(
+        np.searchsorted(first, exact), index=findings["image_id"].iloc[usable]
+    )
+    known = candidates[PAIR_COLUMNS[:2]].apply(lambda ids: ids.map(stands_for))
+    pairs = np.sort(known.dropna().to_numpy().astype(np.int64), axis=1)
+    return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
+
+
+# --- candidates -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Spectra:
+    """DCT of one frame of every picture.
+
+    Attributes:
+        waves: frequencies per side W.
+        unit: (N, W, W) float32, length 1, without the mean.
+        tangents: (N, 7, W·W) float32: the picture and its change under shifts,
+            scales and shears.
+        inverse: (N, 7, 7) inverse of the tangents' Gram matrix.
+    """
+
+    waves: int
+    unit: np.ndarray
+    tangents: np.ndarray
+    inverse: np.ndarray
+
+
+def _dct_basis(side: int, waves: int) -> np.ndarray:
+    """(W, S) float32 orthonormal cosines."""
+    angle = np.pi * np.arange(waves)[:, None] * (np.arange(side) + 0.5) / side
+    basis = np.cos(angle) * np.sqrt(2 / side)
+    basis[0] /= np.sqrt(2)
+    return basis.astype(np.float32)
+
+
+def make_spectra(thumbs: np.ndarray, rows: np.ndarray, frame: Frame) -> _Spectra:
+    """Frequencies and tangents of one frame of some of (N, 2, 96, 96) ink maps."""
+    total, waves = len(rows), frame.waves
+    tangents = np.empty((total, 7, waves * waves), np.float32)
+    basis = _dct_basis(_SMALL_PX, waves)
+    for start in range(0, total, _BLOCK):
+        part = thumbs[rows[start : start + _BLOCK], frame.index]
+        small = np.stack([_shrink(ink) for ink in part])
+        fields = _tangent_fields(small)  # (n, 7, 32, 32)
+        block = basis @ fields @ basis.T
+        tangents[start : start + _BLOCK] = block.reshape(len(part), 7, -1)
+    tangents[:, :, 0] = 0  # the mean: how much ink, not which
+    unit = tangents[:, 0].copy()
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-6)
+    gram = tangents @ tangents.swapaxes(1, 2)
+    trace = np.trace(gram, axis1=1, axis2=2)[:, None, None] / 7 + 1e-6
+    inverse = np.linalg.inv(gram + 1e-3 * trace * np.eye(7, dtype=np.float32))
+    return _Spectra(waves, unit.reshape(total, waves, waves), tangents, inverse)
+
+
+def _shrink(ink: np.ndarray) -> np.ndarray:
+    small = cv2.resize(ink, (_SMALL_PX, _SMALL_PX), interpolation=cv2.INTER_AREA)
+    return cv2.GaussianBlur(small.astype(np.float32), (3, 3), 0.7)
+
+
+def _tangent_fields(small: np.ndarray) -> np.ndarray:
+    """(n, S, S) → (n, 7, S, S): the map, d/dx, d/dy, and those times x and y."""
+    side = small.shape[-1]
+    place = ((np.arange(side) - (side - 1) / 2) / (side / 2)).astype(np.float32)
+    across, down = np.zeros_like(small), np.zeros_like(small)
+    across[:, :, 1:-1] = (small[:, :, 2:] - small[:, :, :-2]) / 2
+    down[:, 1:-1] = (small[:, 2:] - small[:, :-2]) / 2
+    x, y = place[None, None, :], place[None, :, None]
+    fields = [small, across, down, across * x, down * y, across * y, down * x]
+    return np.stack(fields, axis=1)
+
+
+def _parity_parts(unit: np.ndarray) -> list[np.ndarray]:
+    """(N, ·) parts of even/odd rows × even/odd columns of the frequencies."""
+    parts = [unit[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    return [np.ascontiguousarray(part.reshape(len(unit), -1)) for part in parts]
+
+
+def _best_cosines(rows: list[np.ndarray], columns: list[np.ndarray]) -> np.ndarray:
+    """(n, m) best cosine over the four flips; parts as of `_parity_parts`."""
+    both, across, down, turned = (
+        a @ b.T for a, b in zip(rows, columns, strict=True)
+    )  # even-even, even-odd, odd-even, odd-odd
+    straight = np.abs(across + down)
+    straight += both
+    straight += turned
+    np.subtract(across, down, out=across)
+    np.abs(across, out=across)
+    across += both
+    across -= turned
+    return np.maximum(straight, across, out=straight)
+
+
+def _dense_candidates(
+    spectra: _Spectra, cosine: float, pool: ThreadPoolExecutor
+) -> np.ndarray:
+    """(M, 2) rows i < j whose vectors are alike in some orientation."""
+    parts = _parity_parts(spectra.unit)
+    swapped = _parity_parts(spectra.unit.swapaxes(1, 2))
+    total = len(spectra.unit)
+
+    def compare(corner: tuple[int, int]) -> np.ndarray:
+        top, left = corner
+        rows = [part[top : top + _BLOCK] for part in parts]
+        hits = [
+            _best_cosines(rows, [part[left : left + 2 * _BLOCK] for part in side])
+            >= cosine
+            for side in (parts, swapped)
+        ]
+        flat = np.flatnonzero(hits[0] | hits[1])  # argwhere is forty times slower
+        pairs = np.column_stack(np.divmod(flat, hits[0].shape[1])) + corner
+        return pairs[pairs[:, 0] < pairs[:, 1]]
+
+    corners = [
+        (top, left)
+        for top in range(0, total, _BLOCK)
+        for left in range(0, total, 2 * _BLOCK)
+        if left + 2 * _BLOCK > top
+    ]
+    found = list(pool.map(compare, corners))
+    return np.concatenate(found) if found else np.empty((0, 2), np.int64)
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Pairs to verify: rows, orientation of j that fits i, likeness, first fit."""
+
+    i: np.ndarray
+    j: np.ndarray
+    orientation: np.ndarray
+    tangent: np.ndarray
+    shift: np.ndarray  # (M, 6)
+    frame: np.ndarray
+
+
+def _oriented(unit: np.ndarray) -> np.ndarray:
+    """(n, W, W) → (8, n, W·W): the frequencies of each orientation."""
+    sign = (-1.0) ** np.arange(unit.shape[-1], dtype=np.float32)
+    turned = []
+    for swap, down, across in _STEPS:
+        block = unit.swapaxes(1, 2) if swap else unit
+        block = block * (sign[:, None] if down else 1) * (sign if across else 1)
+        turned.append(block.reshape(len(unit), -1))
+    return np.stack(turned)
+
+
+def _fit_tangents(
+    spectra: _Spectra, pairs: np.ndarray, frame: Frame
+) -> Iterator[_Candidates]:
+    """The pairs, with their orientations, that the first-order fit keeps."""
+    for start in range(0, len(pairs), 4 * _BLOCK):
+        i, j = pairs[start : start + 4 * _BLOCK].T
+        turned = _oriented(spectra.unit[j])  # (8, n, W·W)
+        flat = spectra.unit[i].reshape(len(i), -1)
+        cosines = np.einsum("onk,nk->on", turned, flat)
+        cosines[0] += 0.005  # of equals, upright is the plain answer
+        for rank in (-1, -2):
+            o = np.argsort(cosines, axis=0)[rank]
+            close = np.take_along_axis(cosines, o[None], 0)[0] >= frame.cosine
+            chosen = np.flatnonzero(close)
+            target = turned[o[chosen], chosen]
+            yield _project(spectra, (i[chosen], j[chosen], o[chosen]), target, frame)
+
+
+def _project(
+    spectra: _Spectra,
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
+    target: np.ndarray,
+    frame: Frame,
+) -> _Candidates:
+    i, j, orientation = pairs
+    along = np.einsum("ntk,nk->nt", spectra.tangents[i], target)  # (n, 7)
+    weight = np.einsum("nst,nt->ns", spectra.inverse[i], along)
+    explained = np.sqrt(np.maximum((weight * along).sum(axis=1), 0))
+    shift = weight[:, 1:] / np.where(np.abs(weight[:, :1]) < 1e-9, 1, weight[:, :1])
+    kept = explained >= frame.tangent
+    return _Candidates(
+        i[kept],
+        j[kept],
+        orientation[kept],
+        explained[kept],
+        shift[kept],
+        np.full(int(kept.sum()), frame.index),
+    )
+
+
+# --- verification ---------------------------------------------------------------
+
+
+def _start_matrix(shift: np.ndarray) -> np.ndarray:
+    """(2, 3) affine map at 96 px from the first-order fit at 32 px."""
+    scale = audit.THUMB_PX / _SMALL_PX
+    centre = np.full(2, (audit.THUMB_PX - 1) / 2)
+    dx, dy, xx, yy, xy, yx = shift
+    half = _SMALL_PX / 2
+    linear = np.eye(2) + np.array([[xx, xy], [yx, yy]]) / half
+    offset = centre + scale * np.array([dx, dy]) - linear @ centre
+    return np.column_stack([linear, offset])
+
+
+def _halved(matrix: np.ndarray) -> np.ndarray:
+    """The same map for pictures of half the side (pixel centres kept)."""
+    linear, offset = matrix[:, :2], matrix[:, 2]
+    moved = (linear @ np.full(2, 0.5) + offset - 0.5) / 2
+    return np.column_stack([linear, moved]).astype(np.float32)
+
+
+def _doubled(matrix: np.ndarray) -> np.ndarray:
+    linear, offset = matrix[:, :2], matrix[:, 2]
+    moved = 2 * offset + 0.5 - linear @ np.full(2, 0.5)
+    return np.column_stack([linear, moved]).astype(np.float32)
+
+
+def _align(
+    target: np.ndarray, moving: np.ndarray, start: np.ndarray, rounds: int
+) -> np.ndarray:
+    """The affine map that lays `moving` on `target`; `start` where ECC gives up."""
+    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, rounds, 1e-3)
+    try:
+        _, found = cv2.findTransformECC(
+            target, moving, start.copy(), cv2.MOTION_AFFINE, stop, None, 1
+        )
+    except cv2.error:  # no convergence: the maps have too little in common
+        return start
+    return found
+
+
+def _warp(ink: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(ink, matrix, ink.shape[::-1], flags=flags)
+
+
+def _band(ink: np.ndarray, sigma: float) -> np.ndarray:
+    """Ink between two scales, in pixels: lines and edges, neither paper nor filling."""
+    fine = cv2.GaussianBlur(ink, (0, 0), sigma)
+    return fine - cv2.GaussianBlur(ink, (0, 0), 3 * sigma)
+
+
+def _correlate(one: np.ndarray, two: np.ndarray) -> float:
+    one, two = one.ravel(), two.ravel()
+    size = float(np.sqrt((one @ one) * (two @ two)))
+    return float(one @ two) / size if size > 0 else 0.0
+
+
+def compare_ink(
+    target: np.ndarray, moving: np.ndarray, start: np.ndarray, least: float
+) -> float:
+    """Correlation (0-1) of two (96, 96) ink maps after affine alignment.
+
+    Returns 0 as soon as it is clear that `least` is out of reach, or when the fit
+    squeezes the drawing or leaves too much of its ink outside.
+    """
+    side = (audit.THUMB_PX // 2, audit.THUMB_PX // 2)
+    halves = [
+        cv2.resize(ink, side, interpolation=cv2.INTER_AREA).astype(np.float32)
+        for ink in (target, moving)
+    ]
+    low = [cv2.GaussianBlur(half, (0, 0), 1.0) for half in halves]
+    first = _halved(start)
+    goal = _band(low[0], 1.0)
+    if _correlate(goal, _band(_warp(low[1], first), 1.0)) < _HOPELESS:
+        return 0.0
+    matrix = _align(low[0], low[1], first, 20)
+    if _correlate(goal, _band(_warp(low[1], matrix), 1.0)) < least - 0.05:
+        return 0.0
+    full = _doubled(matrix)
+    whole = target.astype(np.float32), moving.astype(np.float32)
+    score = _score(whole[0], whole[1], full)
+    if score < _SURE:
+        smooth = [cv2.GaussianBlur(ink, (0, 0), 1.0) for ink in whole]
+        full = _align(smooth[0], smooth[1], full, 20)
+        score = max(score, _score(whole[0], whole[1], full))
+    return score
+
+
+_SEEN = np.ones((audit.THUMB_PX, audit.THUMB_PX), np.float32)
+
+
+def _score(target: np.ndarray, moving: np.ndarray, matrix: np.ndarray) -> float:
+    """Band-passed correlation of aligned maps, line weights made alike; 0 if unfit."""
+    scales = np.linalg.svd(matrix[:, :2].astype(np.float64), compute_uv=False)
+    if scales[1] < 0.5 or scales[0] > 2 or scales[0] > _MAX_STRETCH * scales[1]:
+        return 0.0
+    laid, seen = _warp(moving, matrix), _warp(_SEEN, matrix)
+    shown = target * seen
+    ink = float(laid.sum()), float(shown.sum())
+    kept = ink[0] * float(scales.prod()) / max(float(moving.sum()), 1.0)
+    if min(kept, ink[1] / max(float(target.sum()), 1.0)) < _MIN_COVER:
+        return 0.0
+    plain = _correlate(_band(shown, 1.5), _band(laid, 1.5))
+    ratio = ink[0] / ink[1]
+    if 0.85 < ratio < 1.18 or plain < 0.7:
+        return plain
+    thin, thick = (laid, shown) if ratio < 1 else (shown, laid)
+    wider = (cv2.GaussianBlur(thin, (0, 0), sigma) for sigma in (0.8, 1.4))
+    reference = _band(thick, 1.5)
+    return max([plain, *(_correlate(_band(ink, 1.5), reference) for ink in wider)])
+
+
+# --- the search -----------------------------------------------------------------
+
+
+class _Search:
+    """Finds and verifies near pairs among some rows of the ink maps."""
+
+    def __init__(
+        self, thumbs: np.ndarray, rows: np.ndarray, threshold: float, workers: int
+    ) -> None:
+        self.thumbs, self.rows, self.threshold = thumbs, rows, threshold
+        self.workers = workers
+
+    def run(self, extra: np.ndarray) -> list[tuple[int, int, int, float]]:
+        """(row, row, orientation that turns the first into the second, score)."""
+        if len(self.rows) < 2:
+            return []
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            with ThreadPoolExecutor(self.workers) as pool, threadpool_limits(1):
+                spectra = [self._spectra(frame) for frame in (BOX, FULL)]
+                found = self._verify(self._propose(spectra, extra, pool), pool)
+                missing = _missing_links(found)
+                found += self._verify(_relink(spectra, missing), pool)
+        finally:
+            cv2.setNumThreads(threads)
+        rows = self.rows
+        return [
+            (int(rows[i]), int(rows[j]), int(_INVERSE[o]), score)
+            for i, j, o, score in found
+        ]
+
+    def _spectra(self, frame: Frame) -> _Spectra:
+        return make_spectra(self.thumbs, self.rows, frame)
+
+    def _propose(
+        self, spectra: list[_Spectra], extra: np.ndarray, pool: ThreadPoolExecutor
+    ) -> list[_Candidates]:
+        found = []
+        for frame, seen in zip((BOX, FULL), spectra, strict=True):
+            pairs = _dense_candidates(seen, frame.cosine, pool)
+            found += list(_fit_tangents(seen, pairs, frame))
+            found += list(_fit_tangents(seen, extra, _unlimited(frame)))
+        return found
+
+    def _verify(
+        self, proposed: list[_Candidates], pool: ThreadPoolExecutor
+    ) -> list[tuple[int, int, int, float]]:
+        """Accepted pairs (i, j, orientation of j that fits i, score)."""
+        if not proposed:
+            return []
+        table = _join(proposed)
+        starts = np.flatnonzero(
+            np.diff(table.i, prepend=-1) | np.diff(table.j, prepend=-1)
+        )
+        bounds = [*starts.tolist(), len(table.i)]
+        cuts = list(itertools.pairwise(bounds))
+        chunks = [cuts[at : at + 64] for at in range(0, len(cuts), 64)]
+        found = pool.map(lambda part: [self._best(table, *cut) for cut in part], chunks)
+        best = (one for part in found for one in part)
+        return [one for one in best if one[3] >= self.threshold]
+
+    def _best(
+        self, table: _Candidates, start: int, stop: int
+    ) -> tuple[int, int, int, float]:
+        """The best orientation of one pair; the most promising is tried first."""
+        i, j = int(table.i[start]), int(table.j[start])
+        best = (i, j, 0, 0.0)
+        for at in range(start, min(stop, start + 4)):
+            frame, orientation = int(table.frame[at]), int(table.orientation[at])
+            target = self.thumbs[self.rows[i], frame]
+            moving = self.thumbs[self.rows[j], frame]
+            moving = np.ascontiguousarray(turn(moving, ORIENTATIONS[orientation]))
+            start_map = _start_matrix(table.shift[at])
+            score = compare_ink(moving, target, start_map, self.threshold)
+            if score > best[3]:
+                best = (i, j, orientation, score)
+            if score > _SURE:
+                break
+        return best
+
+
+def _unlimited(frame: Frame) -> Frame:
+    """The same frame with every pair let through to verification."""
+    return Frame(frame.index, frame.waves, cosine=-2.0, tangent=-1.0)
+
+
+def _join(proposed: list[_Candidates]) -> _Candidates:
+    """All candidates, sorted by pair and then by promise, upright first of equals."""
+    names = [field.name for field in fields(_Candidates)]
+    columns = [np.concatenate([getattr(c, name) for c in proposed]) for name in names]
+    table = _Candidates(*columns)
+    promise = table.tangent + 0.005 * (table.orientation == 0)
+    order = np.lexsort((-promise, table.j, table.i))
+    return _Candidates(*(column[order] for column in columns))
+
+
+def _missing_links(
+    found: list[tuple[int, int, int, float]],
+) -> list[tuple[int, int, int]]:
+    """Pairs inside a connected set that no candidate named, with their orientation.
+
+    Two copies of one original are copies of each other, yet may differ too much for
+    the candidate search (one turned left, one right); they get their own check.
+    """
+    links: dict[int, list[tuple[int, int]]] = {}
+    for i, j, o, _ in found:
+        links.setdefault(j, []).append((i, o))
+        links.setdefault(i, []).append((j, int(_INVERSE[o])))
+    known = {(i, j) for i, j, _, _ in found}
+    missing, seen = [], set()
+    for root in sorted(links):
+        if root in seen:
+            continue
+        pose = {root: 0}  # how root is turned to become each member
+        queue = [root]
+        for at in queue:
+            for other, step in links[at]:
+                if other not in pose:
+                    pose[other] = int(_PRODUCT[pose[at], step])
+                    queue.append(other)
+        seen.update(pose)
+        if len(pose) > _MOST_LINKED:
+            continue
+        for i, j in itertools.combinations(sorted(pose), 2):
+            if (i, j) not in known:
+                back = _PRODUCT[_INVERSE[pose[j]], pose[i]]
+                missing.append((i, j, int(back)))
+    return missing
+
+
+def _relink(
+    spectra: list[_Spectra], missing: list[tuple[int, int, int]]
+) -> list[_Candidates]:
+    if not missing:
+        return []
+    i, j, orientation = np.array(missing).T
+    found = []
+    for frame, seen in zip((BOX, FULL), spectra, strict=True):
+        turned = _oriented(seen.unit[j])[orientation, np.arange(len(j))]
+        found.append(_project(seen, (i, j, orientation), turned, _unlimited(frame)))
+    return found

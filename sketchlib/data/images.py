@@ -1,0 +1,236 @@
+"""The one reader: a file becomes uint8 pixels, or a typed error.
+
+Used by the audit, duplicates, cache, training and Grad-CAM alike, so that all see
+the same picture: header checked first (format, size), decoded whole by OpenCV with
+the EXIF orientation applied, transparency on white paper, 16 bits scaled to 8.
+OpenCV fills a truncated JPEG with grey and says nothing, so a JPEG must carry its
+end marker. Limits: the first frame of an animation; no SVG.
+"""
+
+import io
+import os
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = {"JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM"}
+MAX_PIXELS = 64_000_000
+_JPEG_END = b"\xff\xd9"
+Channels = Literal["grey", "colour", "stored"]
+
+
+class PictureError(ValueError):
+    """A picture that cannot be read; says which file, why, and what to do."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(
+            f"a readable picture was expected, but {path} {reason}; replace the file "
+            "or leave it as it is: it is listed in the findings and kept as a row"
+        )
+
+
+def picture_path(root: Path, relative: str) -> Path:
+    """The file behind a manifest path, inside `root`.
+
+    Tries the name as given, then its composed and decomposed Unicode forms, since
+    macOS archives store Hangul decomposed.
+
+    Raises:
+        PictureError: there is no such file, or a link leads out of `root`.
+    """
+    import unicodedata
+
+    for form in (None, "NFC", "NFD"):
+        name = relative if form is None else unicodedata.normalize(form, relative)
+        path = root / name
+        if not path.exists():
+            continue
+        if _has_link(root, path) and not _is_inside(root, path):
+            raise PictureError(path, f"leads out of {root}")
+        return path
+    raise PictureError(root / relative, "does not exist")
+
+
+def _has_link(root: Path, path: Path) -> bool:
+    """Whether a step between `root` and `path` needs the slow, resolving check."""
+    top, step = str(root), str(path)
+    while len(step) > len(top):
+        if os.path.islink(step) or step.endswith(".."):
+            return True
+        step = os.path.dirname(step)
+    return False
+
+
+def _is_inside(root: Path, path: Path) -> bool:
+    return path.resolve().is_relative_to(root.resolve())
+
+
+def read_picture(path: Path, channels: Channels = "grey") -> np.ndarray:
+    """Decode one file.
+
+    Args:
+        path: any of JPEG, PNG, BMP, WebP, GIF, TIFF, PPM, whatever its name says.
+        channels: `grey` gives (H, W), `colour` gives (H, W, 3) in RGB order, `stored`
+            whichever of the two the file holds.
+    Returns:
+        uint8 pixels, 0 black to 255 white.
+    Raises:
+        PictureError: not a picture, truncated, or over 64 million pixels.
+    """
+    return decode_picture(path, read_bytes(path), channels)
+
+
+def decode_picture(path: Path, data: bytes, channels: Channels = "grey") -> np.ndarray:
+    """The pixels of `data`, the content of `path`; see `read_picture`."""
+    size = jpeg_size(data)
+    if size is not None and size[0] * size[1] <= MAX_PIXELS and _has_end(data):
+        buffer = np.frombuffer(data, np.uint8)
+        pixels = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+        if pixels is None:
+            raise PictureError(path, "cannot be decoded")
+        return _as_channels(pixels, channels)
+    header = read_header(path, data)
+    if header.mode in ("CMYK", "YCCK", "P", "PA", "1") or header.format == "GIF":
+        pixels = _decode_by_pillow(path, data)
+    else:
+        pixels = _decode_by_opencv(path, data)
+    return _as_channels(_on_white(_as_bytes(pixels)), channels)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of `path`; raises PictureError where that is impossible or empty."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise PictureError(path, "does not exist") from None
+    except IsADirectoryError:
+        raise PictureError(path, "is a folder") from None
+    except OSError as error:
+        raise PictureError(path, f"cannot be opened ({error.strerror})") from None
+    if not data:
+        raise PictureError(path, "is empty (0 bytes)")
+    return data
+
+
+def read_header(path: Path, data: bytes) -> Image.Image:
+    """The unread Pillow image of `data`: format, mode and size, checked.
+
+    Raises:
+        PictureError: unknown format, more than 64 million pixels, or a JPEG without
+            its end marker.
+    """
+    try:
+        header = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        raise PictureError(path, "claims far over 64 million pixels") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        raise PictureError(path, "is not a picture in a known format") from None
+    if header.format not in FORMATS:
+        raise PictureError(path, f"is {header.format}, which is not supported")
+    width, height = header.size
+    if width * height > MAX_PIXELS:
+        raise PictureError(path, f"has {width} × {height} pixels, over 64 million")
+    if header.format in ("JPEG", "MPO") and not _has_end(data):
+        raise PictureError(path, "is truncated (no JPEG end marker)")
+    return header
+
+
+def _has_end(data: bytes) -> bool:
+    return data.rfind(_JPEG_END, max(0, len(data) - 4096)) >= 0
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a plain JPEG, from its markers; None for anything else.
+
+    Plain: 8 bits, one or three channels, no EXIF. Opening such a file with Pillow
+    takes as long as decoding it, so this walk of the markers stands in for it.
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in (0xC0, 0xC1, 0xC2):
+            plain = data[at + 4] == 8 and data[at + 9] in (1, 3)
+            height = int.from_bytes(data[at + 5 : at + 7], "big")
+            width = int.from_bytes(data[at + 7 : at + 9], "big")
+            return (width, height) if plain and width and height else None
+        exif = marker == 0xE1 and data[at + 4 : at + 8] == b"Exif"
+        if exif or not 0xC4 <= marker <= 0xFE or marker == 0xDA:
+            return None
+        at += 2 + length
+    return None
+
+
+def _decode_by_opencv(path: Path, data: bytes) -> np.ndarray:
+    """Pixels as stored: BGR, BGRA or grey, oriented, up to 16 bits."""
+    buffer = np.frombuffer(data, np.uint8)
+    pixels = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise PictureError(path, "cannot be decoded")
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        return pixels  # an alpha channel is lost by every flag but UNCHANGED
+    if not has_orientation(data):
+        return pixels
+    return cv2.imdecode(buffer, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+
+
+def has_orientation(data: bytes) -> bool:
+    """Whether EXIF asks for a turn or a flip; only OpenCV's other flags apply it."""
+    if b"Exif" not in data[:65536] and b"eXIf" not in data:
+        return False
+    return Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) != 1
+
+
+def _decode_by_pillow(path: Path, data: bytes) -> np.ndarray:
+    """BGRA pixels of the modes OpenCV reads differently: palettes, CMYK, 1 bit."""
+    try:
+        picture = Image.open(io.BytesIO(data))
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode in ("CMYK", "YCCK"):
+            picture = picture.convert("RGB")
+        rgba = np.asarray(picture.convert("RGBA"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(path, f"cannot be decoded ({error})") from None
+    return cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGRA)
+
+
+def _as_bytes(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.uint16:
+        return ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    finite = np.nan_to_num(pixels.astype(np.float32), nan=1.0)
+    scale = 255.0 if finite.max() <= 1.0 else 1.0
+    return np.clip(finite * scale, 0, 255).astype(np.uint8)
+
+
+def _on_white(pixels: np.ndarray) -> np.ndarray:
+    """(H, W), (H, W, 1..4) → (H, W) or (H, W, 3), transparency composited on white."""
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[2] == 1:
+        return pixels[:, :, 0]
+    if pixels.shape[2] == 2:
+        pixels = np.dstack([pixels[:, :, :1]] * 3 + [pixels[:, :, 1]])
+    if pixels.shape[2] == 3:
+        return pixels
+    alpha = pixels[:, :, 3:].astype(np.uint16)
+    blended = (pixels[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    return blended.astype(np.uint8)
+
+
+def _as_channels(pixels: np.ndarray, channels: Channels) -> np.ndarray:
+    if channels == "stored" and pixels.ndim == 2:
+        return pixels
+    if channels == "grey":
+        if pixels.ndim == 2:
+            return pixels
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+    code = cv2.COLOR_GRAY2RGB if pixels.ndim == 2 else cv2.COLOR_BGR2RGB
+    return cv2.cvtColor(pixels, code)

@@ -1,0 +1,1 @@
+"""Training: from images to probabilities."""

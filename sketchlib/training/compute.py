@@ -1,0 +1,170 @@
+"""The fastest way to compute on this machine: precision and memory format.
+
+Which of fp32, bf16 and fp16, and which of NCHW and channels-last, is fastest depends
+on model, batch and processor, so it is measured with the real model and remembered.
+Only a candidate whose loss agrees with fp32 is taken. Limits: the measure is noisy on
+a busy machine; delete the file to measure again.
+"""
+
+import copy
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sketchlib import workspace
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+LAYOUTS = ("nchw", "channels_last")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_LOSS_TOLERANCE = 0.05  # relative; bf16 keeps 8 bits of mantissa
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How to run a model.
+
+    Attributes:
+        device: torch device name.
+        precision: fp32, bf16 or fp16 (autocast; weights stay fp32).
+        layout: nchw or channels_last.
+        images_per_second: training speed seen in the probe, 0 if not measured.
+    """
+
+    device: str
+    precision: str
+    layout: str
+    images_per_second: float
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        last = self.layout == "channels_last"
+        return torch.channels_last if last else torch.contiguous_format
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move `model`, in place, to the device and layout."""
+        placed = model.to(device=self.device)
+        return placed.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def autocast(self) -> torch.autocast:
+        """The context to compute in."""
+        dtype = _DTYPES.get(self.precision, torch.bfloat16)
+        return torch.autocast(
+            self.device, dtype=dtype, enabled=self.precision != "fp32"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.precision} {self.layout} on {self.device}"
+
+
+def find_device() -> str:
+    """`cuda`, `mps` or `cpu`, the first there is."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_compute(
+    model: nn.Module,
+    batch: tuple[int, int, int],
+    *,
+    precision: str,
+    layout: str,
+    remember: Path,
+    timed: bool = False,
+) -> Compute:
+    """The fastest allowed way to train `model`, measured once per machine and model.
+
+    Args:
+        model: not changed.
+        batch: (B, C, S) of the training batches.
+        precision: `auto`, or the only one allowed.
+        layout: `auto`, or the only one allowed.
+        remember: JSON file of earlier measures.
+        timed: measure the speed even where there is nothing to choose.
+    Raises:
+        ValueError: a name that is neither `auto` nor known.
+    """
+    allowed = _candidates(find_device(), precision, layout)
+    device = find_device()
+    if len(allowed) == 1 and not timed:
+        return Compute(device, *allowed[0], images_per_second=0.0)
+    key = workspace.hash_value([_machine(), _signature(model), batch, allowed])
+    known = workspace.read_json(remember) if remember.exists() else {}
+    if key not in known:
+        known[key] = asdict(_fastest(model, batch, device, allowed))
+        workspace.write_json(remember, known)
+    return Compute(**known[key])
+
+
+def _candidates(device: str, precision: str, layout: str) -> list[tuple[str, str]]:
+    for name, value, choices in (
+        ("precision", precision, PRECISIONS),
+        ("layout", layout, LAYOUTS),
+    ):
+        if value != "auto" and value not in choices:
+            raise ValueError(
+                f"`{name}` must be auto or one of {choices}, but {value!r} came"
+            )
+    precisions = ("fp32", "bf16") if precision == "auto" else (precision,)
+    if device == "cuda" and precision == "auto" and not torch.cuda.is_bf16_supported():
+        precisions = ("fp32", "fp16")
+    layouts = LAYOUTS if layout == "auto" else (layout,)
+    return [(p, form) for p in precisions for form in layouts]
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} " + str(
+        torch.get_num_threads()
+    )
+
+
+def _signature(model: nn.Module) -> list[object]:
+    return [
+        type(model).__name__,
+        *[list(weight.shape) for weight in model.parameters()],
+        sum(weight.requires_grad for weight in model.parameters()),
+    ]
+
+
+def _fastest(
+    model: nn.Module,
+    batch: tuple[int, int, int],
+    device: str,
+    allowed: list[tuple[str, str]],
+) -> Compute:
+    reference, _ = _measure(model, batch, Compute(device, "fp32", "nchw", 0.0))
+    results = []
+    for precision, layout in allowed:
+        loss, speed = _measure(model, batch, Compute(device, precision, layout, 0.0))
+        if abs(loss - reference) <= _LOSS_TOLERANCE * max(abs(reference), 1e-3):
+            results.append(Compute(device, precision, layout, round(speed, 1)))
+    fallback = Compute(device, "fp32", "nchw", 0.0)
+    return max(results, key=lambda way: way.images_per_second, default=fallback)
+
+
+def _measure(
+    model: nn.Module, batch: tuple[int, int, int], way: Compute
+) -> tuple[float, float]:
+    """(loss of the first step, images a second over the best of three steps)."""
+    size, _, side = batch
+    trial = way.place(copy.deepcopy(model))
+    trial.train()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(size, 3, side, side, generator=generator)
+    images = images.to(way.device, memory_format=way.memory_format)
+    losses, seconds = [], []
+    for _ in range(4):
+        started = time.perf_counter()
+        with torch.random.fork_rng(), way.autocast():
+            torch.manual_seed(0)  # the same dropout for every candidate
+            loss = trial(images).float().pow(2).mean()
+        loss.backward()
+        losses.append(loss.item())  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return losses[0], size / min(seconds[1:])

@@ -1,0 +1,156 @@
+"""Frozen features, computed once, and the linear probe on top of them.
+
+A frozen backbone gives the same features for the same picture, so they are kept as a
+memory-mapped float16 array with the views (as it is, flipped) stacked; every head,
+fold and seed on top takes seconds. Limits: float16 keeps three digits, which a
+linear head does not notice.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from sketchlib import workspace
+from sketchlib.data import cache
+from sketchlib.training import compute, datasets, models
+from sketchlib.training.predictions import VIEWS, Predictions, average, check_views
+
+
+def extract(
+    model: nn.Module,
+    pixels: cache.PixelCache,
+    way: compute.Compute,
+    *,
+    views: Sequence[str],
+    name: str,
+    cache_dir: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Features of every row of `pixels`, read from `cache_dir` when they are there.
+
+    Args:
+        model: without a classifier (`make_model(..., classes=0)`).
+        pixels: N pictures.
+        way: precision, layout and device.
+        views: views beside the upright one: `hflip`, `vflip`.
+        name: of the model and its weights; part of the file's key.
+        cache_dir: safe to delete.
+        progress: called with (done, N).
+    Returns:
+        (V, N, D) float16, memory-mapped; V is 1 + the number of views.
+    """
+    check_views(views)
+    asked = {
+        "model": name,
+        "weights": workspace.hash_value(
+            [float(weight.double().sum()) for weight in model.state_dict().values()]
+        ),
+        "views": ["upright", *views],
+        "geometry": asdict(pixels.geometry),
+        "pixels": Path(str(getattr(pixels.pixels, "filename", ""))).name,
+        "precision": way.precision,
+    }
+    stem = cache_dir / f"features-{workspace.hash_value(asked)}"
+    if not stem.with_suffix(".npy").exists():
+        found = _compute(model, pixels, way, views, progress)
+        with workspace.atomic_path(stem.with_suffix(".npy")) as temporary:
+            np.save(temporary, found)
+        workspace.write_json(stem.with_suffix(".json"), asked)
+    return np.load(stem.with_suffix(".npy"), mmap_mode="r")
+
+
+@torch.inference_mode()
+def _compute(
+    model: nn.Module,
+    pixels: cache.PixelCache,
+    way: compute.Compute,
+    views: Sequence[str],
+    progress: Callable[[int, int], None] | None,
+) -> np.ndarray:
+    """(V, N, D) float16."""
+    way.place(model).eval()
+    mean, std = (value.to(way.device) for value in models.input_stats(model))
+    total, parts = len(pixels.pixels), []
+    for start in range(0, total, 64):
+        batch = np.array(pixels.pixels[start : start + 64])
+        images = torch.stack([datasets.as_tensor(picture) for picture in batch])
+        inputs = datasets.to_input(images.to(way.device), mean, std)
+        seen = [inputs, *(inputs.flip(VIEWS[view]) for view in views)]
+        with way.autocast():
+            found = [
+                model(view.contiguous(memory_format=way.memory_format)) for view in seen
+            ]
+        parts.append(torch.stack(found).float().cpu().numpy().astype(np.float16))
+        if progress:
+            progress(min(start + 64, total), total)
+    return np.concatenate(parts, axis=1)
+
+
+def probe_folds(
+    features: np.ndarray,
+    labels: np.ndarray,
+    folds: pd.DataFrame,
+    classes: Sequence[str],
+    *,
+    strength: float = 0.01,
+) -> Predictions:
+    """Out-of-fold predictions of a linear head on frozen features.
+
+    Multinomial logistic regression (scikit-learn) on standardised features; trained
+    on every view, scored as the mean over the views.
+
+    Args:
+        features: (V, N, D), rows in the order of `folds`.
+        labels: (N,) class numbers.
+        folds: `image_id, fold`; a fold below 0 only trains.
+        classes: K names.
+        strength: inverse regularisation C, > 0.
+    Returns:
+        Rows of all held-out folds, in the order of `folds`.
+    """
+    fold = folds["fold"].to_numpy()
+    ids = folds["image_id"].to_numpy()
+    logits = np.full((len(fold), len(classes)), -50.0, np.float32)
+    for number in sorted(set(fold[fold >= 0])):
+        held = fold == number
+        head = fit_probe(features[:, ~held], labels[~held], strength)
+        views = [predict_probe(head, view[held], len(classes)) for view in features]
+        parts = [
+            Predictions(ids[held], np.asarray(classes), view, fold[held])
+            for view in views
+        ]
+        logits[held] = average(parts).logits
+    scored = fold >= 0
+    return Predictions(ids[scored], np.asarray(classes), logits[scored], fold[scored])
+
+
+Head = tuple[StandardScaler, LogisticRegression]
+
+
+def fit_probe(features: np.ndarray, labels: np.ndarray, strength: float) -> Head:
+    """A linear head on (V, N, D) features with (N,) labels."""
+    views, _, width = features.shape
+    flat = features.reshape(-1, width).astype(np.float32)
+    scaler = StandardScaler().fit(flat)
+    head = LogisticRegression(C=strength, max_iter=200, tol=1e-3)
+    return scaler, head.fit(scaler.transform(flat), np.tile(labels, views))
+
+
+def predict_probe(head: Head, features: np.ndarray, classes: int) -> np.ndarray:
+    """(N, K) float32 log-probabilities; a class the head never saw gets -50."""
+    scaler, regression = head
+    logits = np.full((len(features), classes), -50.0, np.float32)
+    scaled = scaler.transform(features.astype(np.float32))
+    scores = regression.decision_function(scaled)
+    if scores.ndim == 1:  # two classes have one score
+        scores = np.stack([-scores / 2, scores / 2], axis=1)
+    logits[:, regression.classes_] = log_softmax(scores, axis=1)
+    return np.maximum(logits, -50.0)

@@ -1,0 +1,277 @@
+"""One fold, from rows to predictions, kept in its own folder.
+
+`train_fold` trains on all other folds, predicts the held-out rows and the test rows,
+and writes both; asked again for the same, it reads what it wrote. Limits: a fold is
+the unit that is skipped, an epoch the unit that is resumed.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.torch import save_file
+from torch import nn
+
+from sketchlib import workspace
+from sketchlib.data import cache, manifest
+from sketchlib.training import (
+    budget,
+    compute,
+    datasets,
+    features,
+    loop,
+    models,
+    predictions,
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Which model to train; see `models.make_model`."""
+
+    model: str
+    weights: str
+    drop_rate: float
+    drop_path_rate: float
+    side_px: int
+
+    def check(self) -> None:
+        """Raise ValueError or FileNotFoundError where the model cannot be made."""
+        models.check_name(self.model)
+        models.weights_file(self.model, self.weights)
+
+    def make(self, classes: int) -> nn.Module:
+        """A fresh model with K outputs."""
+        return models.make_model(
+            self.model,
+            classes,
+            self.weights,
+            drop_rate=self.drop_rate,
+            drop_path_rate=self.drop_path_rate,
+            side_px=self.side_px,
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a fold needs.
+
+    Attributes:
+        table: the manifest.
+        folds: `image_id, fold` of the training rows.
+        pixels: cache of the whole manifest.
+        network: the model.
+        recipe: how to train it.
+        way: precision, layout, device.
+        tta: views used for the test pictures and the held-out ones alike.
+        run_dir: `fold<k>/` folders appear below it.
+        workers: loader processes.
+        fresh: forget earlier checkpoints and results.
+    """
+
+    table: pd.DataFrame
+    folds: pd.DataFrame
+    pixels: cache.PixelCache
+    network: Network
+    recipe: loop.Recipe
+    way: compute.Compute
+    tta: Sequence[str]
+    run_dir: Path
+    workers: int
+    fresh: bool
+
+    def with_epochs(self, epochs: int) -> "Task":
+        """The same task for fewer epochs."""
+        return dataclasses.replace(self, recipe=loop.with_epochs(self.recipe, epochs))
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished fold: its history (one row an epoch) and predictions."""
+
+    history: pd.DataFrame
+    oof: predictions.Predictions
+    test: predictions.Predictions
+
+
+def train_fold(
+    task: Task, fold: int, on_epoch: Callable[[dict[str, float]], None] | None = None
+) -> Result:
+    """Train, or read back, fold `fold`.
+
+    Args:
+        task: see there.
+        fold: number of the held-out fold; -1 holds nothing out.
+        on_epoch: called with each row of the history.
+    Raises:
+        ValueError: an unfinished checkpoint of another task is in the way.
+    """
+    fold_dir = task.run_dir / (f"fold{fold}" if fold >= 0 else "all")
+    fold_dir.mkdir(parents=True, exist_ok=True)
+    train, valid, test = make_examples(task, fold)
+    asked = workspace.hash_value(_describe(task, train, valid, test))
+    if task.fresh:
+        loop.release(fold_dir)
+    elif (fold_dir / "done.json").exists():
+        if workspace.read_json(fold_dir / "done.json") == {"asked": asked}:
+            return _read_result(fold_dir)
+        loop.release(fold_dir)
+    (fold_dir / "done.json").unlink(missing_ok=True)
+    classes = manifest.class_names(task.table)
+    workspace.seed_everything(task.recipe.seed)  # the new classifier is random
+    model = task.network.make(len(classes))
+    history = loop.fit(
+        model,
+        train,
+        valid,
+        task.recipe,
+        way=task.way,
+        fold_dir=fold_dir,
+        workers=task.workers,
+        on_epoch=on_epoch,
+    )
+    parts = [
+        predictions.predict(
+            model, rows, classes, way=task.way, tta=task.tta, fold=number
+        )
+        for rows, number in ((valid, fold), (test, -1))
+    ]
+    result = Result(history, *parts)
+    _write_result(result, model, fold_dir)
+    workspace.write_json(fold_dir / "done.json", {"asked": asked})
+    loop.release(fold_dir)
+    return result
+
+
+def make_examples(
+    task: Task, fold: int
+) -> tuple[datasets.Examples, datasets.Examples, datasets.Examples]:
+    """(train, held out, test) rows; unreadable pictures never train."""
+    rows = manifest.train_rows(task.table).merge(
+        task.folds[["image_id", "fold"]], on="image_id", how="inner"
+    )
+    test = manifest.test_rows(task.table)
+    held = (rows["fold"] == fold).to_numpy() & (fold >= 0)
+    train = rows[~held]
+    readable = task.pixels.readable[task.pixels.rows(train["image_id"])]
+    return (
+        _examples(task.pixels, train[readable]),
+        _examples(task.pixels, rows[held]),
+        _examples(task.pixels, test),
+    )
+
+
+def _examples(pixels: cache.PixelCache, rows: pd.DataFrame) -> datasets.Examples:
+    labels = rows["label"].to_numpy(np.int64)
+    return datasets.Examples(pixels, pixels.rows(rows["image_id"]), labels)
+
+
+def _describe(task: Task, *parts: datasets.Examples) -> list[object]:
+    """What the result depends on, for the fold's fingerprint."""
+    return [
+        dataclasses.asdict(task.network),
+        dataclasses.asdict(task.recipe),
+        dataclasses.asdict(task.pixels.geometry),
+        Path(str(getattr(task.pixels.pixels, "filename", ""))).name,
+        list(task.tta),
+        [[*part.image_ids] for part in parts],
+        [part.labels.tolist() for part in parts],
+    ]
+
+
+def _write_result(result: Result, model: nn.Module, fold_dir: Path) -> None:
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    with workspace.atomic_path(fold_dir / "model.safetensors") as temporary:
+        save_file(tensors, temporary)
+    with workspace.atomic_path(fold_dir / "history.csv") as temporary:
+        result.history.to_csv(temporary, index=False)
+    predictions.write_predictions(fold_dir / "oof.npz", result.oof)
+    predictions.write_predictions(fold_dir / "test.npz", result.test)
+
+
+def _read_result(fold_dir: Path) -> Result:
+    return Result(
+        pd.read_csv(fold_dir / "history.csv"),
+        predictions.read_predictions(fold_dir / "oof.npz"),
+        predictions.read_predictions(fold_dir / "test.npz"),
+    )
+
+
+def join_results(
+    results: Sequence[Result], run_dir: Path
+) -> tuple[predictions.Predictions, predictions.Predictions]:
+    """Out-of-fold rows of all folds, and the folds' soft vote on the test pictures.
+
+    Both are written to `run_dir` as `oof.npz` and `test.npz`.
+    """
+    oof = predictions.concatenate([result.oof for result in results])
+    test = predictions.average([result.test for result in results])
+    predictions.write_predictions(run_dir / "oof.npz", oof)
+    predictions.write_predictions(run_dir / "test.npz", test)
+    return oof, test
+
+
+def join_histories(results: Sequence[Result]) -> pd.DataFrame:
+    """All histories below each other, with the column `fold`."""
+    return pd.concat(
+        [result.history.assign(fold=number) for number, result in enumerate(results)],
+        ignore_index=True,
+    )
+
+
+def make_load(
+    table: pd.DataFrame, folds: int, views: int, images_per_second: float
+) -> budget.Load:
+    """How many pictures a fold trains on and predicts, for the budget."""
+    train, test = len(manifest.train_rows(table)), len(manifest.test_rows(table))
+    predicted = (train // folds + test) * views
+    return budget.Load(train - train // folds, predicted, images_per_second)
+
+
+def probe(
+    task: Task, image_ids: Sequence[str], cache_dir: Path, strength: float
+) -> predictions.Predictions:
+    """A linear probe of the same backbone, pixels and folds, on `image_ids`.
+
+    It costs one pass over the pictures, and is what training has to beat.
+    """
+    table = manifest.train_rows(task.table).merge(
+        task.folds[["image_id", "fold"]], on="image_id"
+    )
+    table.loc[~table["image_id"].isin(image_ids), "fold"] = -1
+    backbone = task.network.make(0)
+    found = features.extract(
+        backbone,
+        task.pixels,
+        task.way,
+        views=(),
+        name=task.network.model,
+        cache_dir=cache_dir,
+    )
+    rows = task.pixels.rows(table["image_id"])
+    return features.probe_folds(
+        found[:, rows],
+        table["label"].to_numpy(),
+        table,
+        manifest.class_names(task.table),
+        strength=strength,
+    )
+
+
+def load_model(run_dir: Path, fold: int, network: Network, classes: int) -> nn.Module:
+    """The trained model of a fold, in eval mode.
+
+    Raises:
+        FileNotFoundError: the run folder holds no weights of that fold.
+    """
+    path = run_dir / f"fold{fold}" / "model.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"`model.safetensors` was expected in {path.parent}; run folders copied "
+            "without weights can be blended, but not looked into"
+        )
+    model = dataclasses.replace(network, weights=str(path)).make(classes)
+    return model.eval()

