@@ -116,11 +116,23 @@ def _text(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _weight(pixels: np.ndarray, thicker: bool) -> np.ndarray:
-    size = 3 if max(pixels.shape) < 400 else 5
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    """Lines wider or narrower by about a third, judged by the ink they keep."""
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
     dark_ink = np.mean(paper_of(pixels)) > 127
     grow = cv2.erode if thicker == dark_ink else cv2.dilate
-    return grow(pixels, kernel)
+    height, width = pixels.shape[:2]
+    changed = pixels
+    for finer in (0.67, 1, 2, 3, 4):  # the kernel in ever smaller pixels
+        size = (round(width * finer), round(height * finer))
+        large = grow(cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC), kernel)
+        changed = cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
+        if 0.6 < _ink(changed) / max(_ink(pixels), 1.0) < 1.6:
+            break
+    return changed
+
+
+def _ink(pixels: np.ndarray) -> float:
+    return float(np.abs(pixels - np.float32(paper_of(pixels))).sum())
 
 
 def _brightness(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

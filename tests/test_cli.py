@@ -81,6 +81,22 @@ def test_help_of_a_notebook_is_its_parameters(root, capsys, flag):
     assert "one of: none, pen, heavy" in out
 
 
+def test_a_reader_that_leaves_early_is_no_error(root):
+    for number in range(400):
+        add_run(root, f"{number:05}" * 30)
+    sketch = f"{sys.executable} -m sketchlib.workbook.cli"
+    command = f"{sketch} runs | head -1; exit ${{PIPESTATUS[0]}}"
+    library = str(Path(workspace.__file__).parents[1])
+    ended = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": library},
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_help_of_run_itself_is_the_usual_one(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["run", "--help"])

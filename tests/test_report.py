@@ -317,6 +317,12 @@ def test_a_sparkline_draws_one_line_per_fold(runs):
     assert drawn in read_index(runs)
 
 
+def test_a_curve_shows_the_last_of_several_runs_of_one_name():
+    first = [{"fold": 0, "epoch": e, "val_accuracy": 0.1} for e in range(4)]
+    again = [{"fold": 0, "epoch": e, "val_accuracy": 0.5 + e / 9} for e in range(3)]
+    assert report.draw_sparkline(first + again) == report.draw_sparkline(again)
+
+
 @pytest.mark.parametrize(
     "records", [[], [{"epoch": 1}], [{"val_accuracy": 0.5}], [{"note": "x"}] * 3]
 )

@@ -219,6 +219,15 @@ def test_progress_is_read_line_by_line_as_it_grows(tmp_path):
     assert tail.read() == []
 
 
+def test_headless_a_burst_of_records_is_its_first_and_its_last_line():
+    screen = display.Display("toy", io.StringIO())
+    for part in range(1, 101):
+        screen.progress({"text": f"{part} of 100", "fraction": part / 100})
+    lines = screen.out.getvalue().splitlines()
+    assert ["1 of 100" in lines[0], "100 of 100" in lines[-1]] == [True, True]
+    assert len(lines) == 2
+
+
 def test_a_terminal_gets_one_live_bar_that_lines_push_down(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     screen = display.Display("toy", Terminal())

@@ -219,7 +219,7 @@ def plot_pairs(
     """Two pictures side by side with how they are related.
 
     Args:
-        pairs: image_a, image_b, kind (e.g. `exact`, `near, hflip`); an optional
+        pairs: image_id_a, image_id_b, kind (e.g. `exact`, `near, hflip`); an optional
             score (0-1) is shown behind the kind.
         pictures: uint8 by `image_id`.
         columns: pairs in a row.
@@ -232,7 +232,7 @@ def plot_pairs(
     for place, pair in enumerate(pairs.to_dict("records")):
         x = _GAP_PX + place % columns * step_x
         y = place // columns * step_y
-        for side, name in enumerate((pair["image_a"], pair["image_b"])):
+        for side, name in enumerate((pair["image_id_a"], pair["image_id_b"])):
             left = x + side * (_TILE_PX + 4)
             sheet.put(pictures[name], left, y)
             text, below = plots.shorten(name, 22), y + _TILE_PX + 4

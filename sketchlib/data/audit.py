@@ -415,8 +415,8 @@ def _ink_map(
     part = level[min(top, bottom - 1) : bottom, min(left, right - 1) : right]
     scale = THUMB_PX / max(part.shape)
     size = [max(1, min(THUMB_PX, round(side * scale))) for side in part.shape]
-    method = cv2.INTER_AREA if scale < 0.4 else cv2.INTER_LINEAR
-    ink = cv2.LUT(cv2.resize(part, size[::-1], interpolation=method), tone)
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    ink = cv2.resize(cv2.LUT(part, tone), size[::-1], interpolation=method)
     canvas = np.zeros((THUMB_PX, THUMB_PX), np.uint8)
     y, x = (THUMB_PX - size[0]) // 2, (THUMB_PX - size[1]) // 2
     canvas[y : y + size[0], x : x + size[1]] = ink

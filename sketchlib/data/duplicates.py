@@ -15,7 +15,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import cv2
 import numpy as np
@@ -47,7 +47,12 @@ _MOST_EXACT = 40  # larger sets of identical files are listed against their firs
 _MAX_STRETCH = 1.05  # a copy is not squeezed: ratio of the two scales
 _MIN_COVER = 0.6  # share of the ink both frames must see
 _SURE = 0.99  # no further alignment is tried above this score
+_NEARBY = np.ones((5, 5), np.uint8)
+_LETTER_PX = 8  # greatest height of lettering in a 96 px map
 _HOPELESS = 0.75  # least correlation at 48 px before any alignment
+
+
+_Match = tuple[int, int, int, float]  # i, j, orientation, score
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,21 @@ class Frame:
         waves: frequencies per side.
         cosine: least cosine of the DCT vectors, best orientation.
         tangent: least cosine after the first-order fit.
+        angle: degrees the second picture is turned by before it is compared.
     """
 
     index: int
     waves: int
     cosine: float
     tangent: float
+    angle: float = 0.0
 
 
 BOX = Frame(index=0, waves=8, cosine=0.82, tangent=0.95)
 FULL = Frame(index=1, waves=12, cosine=0.87, tangent=0.95)
+LEFT = Frame(index=1, waves=12, cosine=0.87, tangent=0.95, angle=9.0)
+RIGHT = Frame(index=1, waves=12, cosine=0.87, tangent=0.95, angle=-9.0)
+FRAMES = (BOX, FULL, LEFT, RIGHT)
 
 
 def turn(pixels: np.ndarray, kind: str) -> np.ndarray:
@@ -117,7 +127,7 @@ def find_pairs(
     findings: pd.DataFrame,
     thumbs: np.ndarray,
     *,
-    threshold: float = 0.96,
+    threshold: float = 0.97,
     candidates: pd.DataFrame | None = None,
     workers: int = 0,
 ) -> pd.DataFrame:
@@ -175,7 +185,7 @@ def _as_table(
     findings: pd.DataFrame,
     rows: np.ndarray,
     exact: np.ndarray,
-    near: Iterable[tuple[int, int, int, float]],
+    near: Iterable[_Match],
 ) -> pd.DataFrame:
     """Exact pairs, and near pairs for every member of the sets they join."""
     sha = findings["sha256"].to_numpy()
@@ -227,14 +237,12 @@ class _Spectra:
     """DCT of one frame of every picture.
 
     Attributes:
-        waves: frequencies per side W.
         unit: (N, W, W) float32, length 1, without the mean.
         tangents: (N, 7, W·W) float32: the picture and its change under shifts,
             scales and shears.
         inverse: (N, 7, 7) inverse of the tangents' Gram matrix.
     """
 
-    waves: int
     unit: np.ndarray
     tangents: np.ndarray
     inverse: np.ndarray
@@ -251,21 +259,51 @@ def _dct_basis(side: int, waves: int) -> np.ndarray:
 def make_spectra(thumbs: np.ndarray, rows: np.ndarray, frame: Frame) -> _Spectra:
     """Frequencies and tangents of one frame of some of (N, 2, 96, 96) ink maps."""
     total, waves = len(rows), frame.waves
-    tangents = np.empty((total, 7, waves * waves), np.float32)
+    tangents = np.empty((total, 7, waves, waves), np.float32)
     basis = _dct_basis(_SMALL_PX, waves)
     for start in range(0, total, _BLOCK):
-        part = thumbs[rows[start : start + _BLOCK], frame.index]
-        small = np.stack([_shrink(ink) for ink in part])
-        fields = _tangent_fields(small)  # (n, 7, 32, 32)
-        block = basis @ fields @ basis.T
-        tangents[start : start + _BLOCK] = block.reshape(len(part), 7, -1)
-    tangents[:, :, 0] = 0  # the mean: how much ink, not which
-    unit = tangents[:, 0].copy()
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-6)
+        small = _shrink_maps(thumbs, rows[start : start + _BLOCK], frame)
+        tangents[start : start + _BLOCK] = basis @ _tangent_fields(small) @ basis.T
+    tangents[:, :, 0, 0] = 0  # the mean: how much ink, not which
+    unit = _normalise(tangents[:, 0])
+    tangents = tangents.reshape(total, 7, -1)
     gram = tangents @ tangents.swapaxes(1, 2)
     trace = np.trace(gram, axis1=1, axis2=2)[:, None, None] / 7 + 1e-6
     inverse = np.linalg.inv(gram + 1e-3 * trace * np.eye(7, dtype=np.float32))
-    return _Spectra(waves, unit.reshape(total, waves, waves), tangents, inverse)
+    return _Spectra(unit, tangents, inverse)
+
+
+def _make_units(thumbs: np.ndarray, rows: np.ndarray, frame: Frame) -> np.ndarray:
+    """(N, W, W) frequencies alone, of the maps turned by the frame's angle."""
+    basis = _dct_basis(_SMALL_PX, frame.waves)
+    blocks = [
+        basis @ _shrink_maps(thumbs, rows[start : start + _BLOCK], frame) @ basis.T
+        for start in range(0, len(rows), _BLOCK)
+    ]
+    units = np.concatenate(blocks)
+    units[:, 0, 0] = 0
+    return _normalise(units)
+
+
+def _normalise(spectra: np.ndarray) -> np.ndarray:
+    """(N, W, W) copies of length 1."""
+    length = np.sqrt((spectra * spectra).sum(axis=(1, 2), keepdims=True))
+    return spectra / np.maximum(length, 1e-6)
+
+
+def _shrink_maps(thumbs: np.ndarray, rows: np.ndarray, frame: Frame) -> np.ndarray:
+    """(n, 32, 32) float32 smooth maps of one frame."""
+    return np.stack([_shrink(ink_of(thumbs, row, frame)) for row in rows])
+
+
+def ink_of(thumbs: np.ndarray, row: int, frame: Frame) -> np.ndarray:
+    """(96, 96) uint8 ink map of one picture, turned by the frame's angle."""
+    ink = thumbs[row, frame.index]
+    if frame.angle == 0:
+        return ink
+    centre = ((audit.THUMB_PX - 1) / 2, (audit.THUMB_PX - 1) / 2)
+    matrix = cv2.getRotationMatrix2D(centre, frame.angle, 1.0)
+    return cv2.warpAffine(ink, matrix, ink.shape[::-1], flags=cv2.INTER_LINEAR)
 
 
 def _shrink(ink: np.ndarray) -> np.ndarray:
@@ -307,12 +345,12 @@ def _best_cosines(rows: list[np.ndarray], columns: list[np.ndarray]) -> np.ndarr
 
 
 def _dense_candidates(
-    spectra: _Spectra, cosine: float, pool: ThreadPoolExecutor
+    unit: np.ndarray, others: np.ndarray, cosine: float, pool: ThreadPoolExecutor
 ) -> np.ndarray:
-    """(M, 2) rows i < j whose vectors are alike in some orientation."""
-    parts = _parity_parts(spectra.unit)
-    swapped = _parity_parts(spectra.unit.swapaxes(1, 2))
-    total = len(spectra.unit)
+    """(M, 2) rows i < j: i of `unit` is like j of `others` in some orientation."""
+    parts = _parity_parts(unit)
+    sides = _parity_parts(others), _parity_parts(others.swapaxes(1, 2))
+    total = len(unit)
 
     def compare(corner: tuple[int, int]) -> np.ndarray:
         top, left = corner
@@ -320,11 +358,11 @@ def _dense_candidates(
         hits = [
             _best_cosines(rows, [part[left : left + 2 * _BLOCK] for part in side])
             >= cosine
-            for side in (parts, swapped)
+            for side in sides
         ]
         flat = np.flatnonzero(hits[0] | hits[1])  # argwhere is forty times slower
         pairs = np.column_stack(np.divmod(flat, hits[0].shape[1])) + corner
-        return pairs[pairs[:, 0] < pairs[:, 1]]
+        return pairs[pairs[:, 0] < pairs[:, 1]].astype(np.int32)
 
     corners = [
         (top, left)
@@ -333,7 +371,7 @@ def _dense_candidates(
         if left + 2 * _BLOCK > top
     ]
     found = list(pool.map(compare, corners))
-    return np.concatenate(found) if found else np.empty((0, 2), np.int64)
+    return np.concatenate(found)
 
 
 @dataclass(frozen=True)
@@ -345,7 +383,7 @@ class _Candidates:
     orientation: np.ndarray
     tangent: np.ndarray
     shift: np.ndarray  # (M, 6)
-    frame: np.ndarray
+    frame: np.ndarray  # number in FRAMES
 
 
 def _oriented(unit: np.ndarray) -> np.ndarray:
@@ -360,12 +398,12 @@ def _oriented(unit: np.ndarray) -> np.ndarray:
 
 
 def _fit_tangents(
-    spectra: _Spectra, pairs: np.ndarray, frame: Frame
+    spectra: _Spectra, others: np.ndarray, pairs: np.ndarray, frame: Frame
 ) -> Iterator[_Candidates]:
     """The pairs, with their orientations, that the first-order fit keeps."""
     for start in range(0, len(pairs), 4 * _BLOCK):
         i, j = pairs[start : start + 4 * _BLOCK].T
-        turned = _oriented(spectra.unit[j])  # (8, n, W·W)
+        turned = _oriented(others[j])  # (8, n, W·W)
         flat = spectra.unit[i].reshape(len(i), -1)
         cosines = np.einsum("onk,nk->on", turned, flat)
         cosines[0] += 0.005  # of equals, upright is the plain answer
@@ -375,6 +413,10 @@ def _fit_tangents(
             chosen = np.flatnonzero(close)
             target = turned[o[chosen], chosen]
             yield _project(spectra, (i[chosen], j[chosen], o[chosen]), target, frame)
+
+
+def _number(frame: Frame) -> int:
+    return [(f.index, f.angle) for f in FRAMES].index((frame.index, frame.angle))
 
 
 def _project(
@@ -395,7 +437,7 @@ def _project(
         orientation[kept],
         explained[kept],
         shift[kept],
-        np.full(int(kept.sum()), frame.index),
+        np.full(int(kept.sum()), _number(frame)),
     )
 
 
@@ -451,6 +493,13 @@ def _band(ink: np.ndarray, sigma: float) -> np.ndarray:
     return fine - cv2.GaussianBlur(ink, (0, 0), 3 * sigma)
 
 
+def _lines(ink: np.ndarray) -> np.ndarray:
+    """The fine band with its strength levelled: a faint line counts as a bold one."""
+    band = _band(ink, 1.5)
+    strength = np.sqrt(cv2.GaussianBlur(band * band, (0, 0), 4.5))
+    return band / (strength + 0.05 * strength.max() + 1e-6)
+
+
 def _correlate(one: np.ndarray, two: np.ndarray) -> float:
     one, two = one.ravel(), two.ravel()
     size = float(np.sqrt((one @ one) * (two @ two)))
@@ -476,15 +525,14 @@ def compare_ink(
     if _correlate(goal, _band(_warp(low[1], first), 1.0)) < _HOPELESS:
         return 0.0
     matrix = _align(low[0], low[1], first, 20)
-    if _correlate(goal, _band(_warp(low[1], matrix), 1.0)) < least - 0.05:
+    if _correlate(goal, _band(_warp(low[1], matrix), 1.0)) < least - 0.15:
         return 0.0
     full = _doubled(matrix)
     whole = target.astype(np.float32), moving.astype(np.float32)
-    score = _score(whole[0], whole[1], full)
-    if score < _SURE:
+    score = _score(*whole, full)
+    if least - 0.2 < score < _SURE:
         smooth = [cv2.GaussianBlur(ink, (0, 0), 1.0) for ink in whole]
-        full = _align(smooth[0], smooth[1], full, 20)
-        score = max(score, _score(whole[0], whole[1], full))
+        score = max(score, _score(*whole, _align(smooth[0], smooth[1], full, 20)))
     return score
 
 
@@ -502,17 +550,49 @@ def _score(target: np.ndarray, moving: np.ndarray, matrix: np.ndarray) -> float:
     kept = ink[0] * float(scales.prod()) / max(float(moving.sum()), 1.0)
     if min(kept, ink[1] / max(float(target.sum()), 1.0)) < _MIN_COVER:
         return 0.0
-    plain = _correlate(_band(shown, 1.5), _band(laid, 1.5))
+    laid, shown = _unletter(laid, shown), _unletter(shown, laid)
+    plain = _correlate(_lines(shown), _lines(laid))
     ratio = ink[0] / ink[1]
     if 0.85 < ratio < 1.18 or plain < 0.7:
         return plain
     thin, thick = (laid, shown) if ratio < 1 else (shown, laid)
     wider = (cv2.GaussianBlur(thin, (0, 0), sigma) for sigma in (0.8, 1.4))
-    reference = _band(thick, 1.5)
-    return max([plain, *(_correlate(_band(ink, 1.5), reference) for ink in wider)])
+    goal = _lines(thick)
+    return max([plain, *(_correlate(_lines(ink), goal) for ink in wider)])
+
+
+def _unletter(ink: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """`ink` without a line of lettering that `other` has nothing near to."""
+    near = cv2.dilate(other, _NEARBY) > 0.1 * other.max()
+    extra = np.where(near, np.float32(0), ink)
+    surplus = float(extra.sum())
+    if not 0.01 < surplus / max(float(ink.sum()), 1.0) < 0.5:
+        return ink
+    if _is_lettering(extra, surplus) or _is_lettering(extra.T, surplus):
+        return ink - extra
+    return ink
+
+
+def _is_lettering(extra: np.ndarray, surplus: float) -> bool:
+    """One narrow band of rows holds it, long, dense and of uneven strength."""
+    rows = np.cumsum(np.concatenate([[0.0], extra.sum(axis=1)]))
+    inside = rows[_LETTER_PX:] - rows[:-_LETTER_PX]
+    top = int(inside.argmax())
+    if inside[top] < 0.9 * surplus:
+        return False
+    line = extra[top : top + _LETTER_PX].sum(axis=0)
+    inked = np.flatnonzero(line > 0.2 * line.max())
+    first, last = int(inked[0]), int(inked[-1]) + 1
+    if last - first < 1.6 * _LETTER_PX or len(inked) < 0.6 * (last - first):
+        return False
+    inner = line[first + 1 : last - 1]
+    return float(np.abs(np.diff(inner)).mean()) > 0.1 * float(inner.mean())
 
 
 # --- the search -----------------------------------------------------------------
+
+
+_View = tuple[Frame, _Spectra, np.ndarray]
 
 
 class _Search:
@@ -524,7 +604,7 @@ class _Search:
         self.thumbs, self.rows, self.threshold = thumbs, rows, threshold
         self.workers = workers
 
-    def run(self, extra: np.ndarray) -> list[tuple[int, int, int, float]]:
+    def run(self, extra: np.ndarray) -> list[_Match]:
         """(row, row, orientation that turns the first into the second, score)."""
         if len(self.rows) < 2:
             return []
@@ -532,10 +612,12 @@ class _Search:
         cv2.setNumThreads(1)
         try:
             with ThreadPoolExecutor(self.workers) as pool, threadpool_limits(1):
-                spectra = [self._spectra(frame) for frame in (BOX, FULL)]
-                found = self._verify(self._propose(spectra, extra, pool), pool)
-                missing = _missing_links(found)
-                found += self._verify(_relink(spectra, missing), pool)
+                views = self._views()
+                found: list[_Match] = []
+                for part in (views[:2], views[2:]):  # turned maps only if need be
+                    proposed = self._propose(part, extra, pool)
+                    found += self._verify(_without(proposed, found), pool)
+                found += self._verify(_relink(views, _missing_links(found)), pool)
         finally:
             cv2.setNumThreads(threads)
         rows = self.rows
@@ -544,22 +626,27 @@ class _Search:
             for i, j, o, score in found
         ]
 
-    def _spectra(self, frame: Frame) -> _Spectra:
-        return make_spectra(self.thumbs, self.rows, frame)
+    def _views(self) -> list[_View]:
+        """Each frame with the spectra of the first picture and of the second."""
+        box, full = (make_spectra(self.thumbs, self.rows, f) for f in (BOX, FULL))
+        views = [(BOX, box, box.unit), (FULL, full, full.unit)]
+        for frame in (LEFT, RIGHT):
+            views.append((frame, full, _make_units(self.thumbs, self.rows, frame)))
+        return views
 
     def _propose(
-        self, spectra: list[_Spectra], extra: np.ndarray, pool: ThreadPoolExecutor
+        self, views: list[_View], extra: np.ndarray, pool: ThreadPoolExecutor
     ) -> list[_Candidates]:
         found = []
-        for frame, seen in zip((BOX, FULL), spectra, strict=True):
-            pairs = _dense_candidates(seen, frame.cosine, pool)
-            found += list(_fit_tangents(seen, pairs, frame))
-            found += list(_fit_tangents(seen, extra, _unlimited(frame)))
+        for frame, seen, others in views:
+            pairs = _dense_candidates(seen.unit, others, frame.cosine, pool)
+            found += list(_fit_tangents(seen, others, pairs, frame))
+            found += list(_fit_tangents(seen, others, extra, _unlimited(frame)))
         return found
 
     def _verify(
         self, proposed: list[_Candidates], pool: ThreadPoolExecutor
-    ) -> list[tuple[int, int, int, float]]:
+    ) -> list[_Match]:
         """Accepted pairs (i, j, orientation of j that fits i, score)."""
         if not proposed:
             return []
@@ -581,12 +668,14 @@ class _Search:
         i, j = int(table.i[start]), int(table.j[start])
         best = (i, j, 0, 0.0)
         for at in range(start, min(stop, start + 4)):
-            frame, orientation = int(table.frame[at]), int(table.orientation[at])
-            target = self.thumbs[self.rows[i], frame]
-            moving = self.thumbs[self.rows[j], frame]
-            moving = np.ascontiguousarray(turn(moving, ORIENTATIONS[orientation]))
+            frame, orientation = FRAMES[table.frame[at]], int(table.orientation[at])
+            moving = self.thumbs[self.rows[i], frame.index]
+            target = turn(
+                ink_of(self.thumbs, self.rows[j], frame), ORIENTATIONS[orientation]
+            )
             start_map = _start_matrix(table.shift[at])
-            score = compare_ink(moving, target, start_map, self.threshold)
+            target = np.ascontiguousarray(target)
+            score = compare_ink(target, moving, start_map, self.threshold)
             if score > best[3]:
                 best = (i, j, orientation, score)
             if score > _SURE:
@@ -594,9 +683,27 @@ class _Search:
         return best
 
 
+def _without(proposed: list[_Candidates], found: list[_Match]) -> list[_Candidates]:
+    """The candidates whose pair has not been accepted yet."""
+    accepted = np.array(sorted(_pair_code(i, j) for i, j, _, _ in found), np.int64)
+    kept = []
+    for part in proposed:
+        codes = _pair_code(part.i.astype(np.int64), part.j.astype(np.int64))
+        kept.append(_select(part, ~np.isin(codes, accepted)))
+    return kept
+
+
+def _pair_code(i, j):
+    return (i << 32) | j
+
+
+def _select(table: _Candidates, rows: np.ndarray) -> _Candidates:
+    return _Candidates(*(getattr(table, f.name)[rows] for f in fields(_Candidates)))
+
+
 def _unlimited(frame: Frame) -> Frame:
     """The same frame with every pair let through to verification."""
-    return Frame(frame.index, frame.waves, cosine=-2.0, tangent=-1.0)
+    return replace(frame, cosine=-2.0, tangent=-1.0)
 
 
 def _join(proposed: list[_Candidates]) -> _Candidates:
@@ -605,12 +712,11 @@ def _join(proposed: list[_Candidates]) -> _Candidates:
     columns = [np.concatenate([getattr(c, name) for c in proposed]) for name in names]
     table = _Candidates(*columns)
     promise = table.tangent + 0.005 * (table.orientation == 0)
-    order = np.lexsort((-promise, table.j, table.i))
-    return _Candidates(*(column[order] for column in columns))
+    return _select(table, np.lexsort((-promise, table.j, table.i)))
 
 
 def _missing_links(
-    found: list[tuple[int, int, int, float]],
+    found: list[_Match],
 ) -> list[tuple[int, int, int]]:
     """Pairs inside a connected set that no candidate named, with their orientation.
 
@@ -644,13 +750,13 @@ def _missing_links(
 
 
 def _relink(
-    spectra: list[_Spectra], missing: list[tuple[int, int, int]]
+    views: list[_View], missing: list[tuple[int, int, int]]
 ) -> list[_Candidates]:
     if not missing:
         return []
     i, j, orientation = np.array(missing).T
     found = []
-    for frame, seen in zip((BOX, FULL), spectra, strict=True):
-        turned = _oriented(seen.unit[j])[orientation, np.arange(len(j))]
+    for frame, seen, others in views:
+        turned = _oriented(others[j])[orientation, np.arange(len(j))]
         found.append(_project(seen, (i, j, orientation), turned, _unlimited(frame)))
     return found

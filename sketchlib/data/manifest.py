@@ -37,6 +37,15 @@ class Columns:
 COMPETITION = Columns()
 
 
+def make_columns(names: Sequence[str]) -> Columns:
+    """Columns from up to three names: picture path, label, class name."""
+    if len(names) > 3:
+        raise ValueError(
+            f"`columns` should hold at most three names, but {list(names)} came"
+        )
+    return Columns(*names)
+
+
 def read_manifest(data_dir: Path, columns: Columns = COMPETITION) -> pd.DataFrame:
     """One row per picture of `data_dir`, train rows first, in the files' order.
 
@@ -168,12 +177,12 @@ def check_columns(table: pd.DataFrame, wanted: Sequence[str], path: Path) -> Non
     missing = [name for name in wanted if name not in table.columns]
     if not missing:
         return
-    close = difflib.get_close_matches(missing[0], list(table.columns), 1)
-    hint = f"; is `{close[0]}` it?" if close else ""
+    close = difflib.get_close_matches(missing[0], list(table.columns), 1, 0.5)
+    hint = f" (is `{close[0]}` it?)" if close else ""
     raise ValueError(
         f"{path} should have the column `{missing[0]}`, but its columns are "
-        f"{list(table.columns)}{hint} Rename it, or name it in the parameters "
-        "`path_column`, `label_column`, `class_column`"
+        f"{list(table.columns)}{hint}; give your names for image_path, target and "
+        "class_name as the parameter `columns`"
     )
 
 

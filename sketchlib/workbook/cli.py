@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"sketch: {_as_sentence(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `sketch models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         print(f"sketch: {error}", file=sys.stderr)
         return 1
@@ -322,18 +325,17 @@ def _check_packages() -> Iterator[Finding]:
     except metadata.PackageNotFoundError:
         yield False, "sketchlib is not installed", "run `make setup`"
         return
+    wanted = [Requirement(line) for line in declared]
+    wanted = [n for n in wanted if not n.marker or n.marker.evaluate({"extra": ""})]
     missing = []
-    for line in declared:
-        needed = Requirement(line)
-        if needed.marker and not needed.marker.evaluate({"extra": ""}):
-            continue
+    for needed in wanted:
         try:
             found = metadata.version(needed.name)
         except metadata.PackageNotFoundError:
             found = ""
         if not found or not needed.specifier.contains(found, prereleases=True):
             missing.append(f"{needed} ({found or 'missing'})")
-    told = ", ".join(missing) or f"all {len(declared)} declared ones fit"
+    told = ", ".join(missing) or f"all {len(wanted)} declared ones fit"
     yield not missing, f"packages: {told}", "run `make setup`" * bool(missing)
 
 

@@ -9,8 +9,11 @@ import contextlib
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import IO, Any
+
+_QUIET_SECONDS = 2.0  # between two headless lines; the last one is always shown
 
 
 class Tail:
@@ -57,10 +60,11 @@ class Display:
     def __init__(self, name: str, out: IO[str] | None = None) -> None:
         self.name, self.out = name, out or sys.stdout
         self.live = self.out.isatty()
-        self._bar = ""
+        self._bar, self._told = "", -_QUIET_SECONDS
 
     def cell(self, event: dict[str, Any]) -> None:
-        """One finished code cell."""
+        """One finished code cell; its bar goes with it."""
+        self._erase()
         mark = "✓" if event["status"] == "completed" else "✗"
         place = f"{event['index'] + 1:>3}/{event['total']}"
         self.line(
@@ -72,7 +76,10 @@ class Display:
         """One record of `progress.jsonl`: a line, or on a terminal the live bar."""
         text = format_progress(record)
         if not self.live:
-            self.line(f"  {text}")
+            is_last = record.get("fraction") == 1
+            if is_last or time.monotonic() - self._told >= _QUIET_SECONDS:
+                self._told = time.monotonic()
+                self.line(f"  {text}")
             return
         self._erase()
         width = shutil.get_terminal_size().columns - 1

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -33,7 +34,7 @@ from papermill.exceptions import PapermillExecutionError  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
 _QUIET = {"parameters", "injected-parameters"}  # cells not worth a progress line
-_SAVE_EVERY = 1.0  # seconds between two saves; the last one is always made
+_SAVE_SHARE = 20  # a save that took t seconds is not repeated within 20 t
 _TEXT_LIMIT = 1_000_000  # characters one cell may print
 _RICH_LIMIT = 30_000_000  # characters of figures and tables in one cell
 _RICH_COUNT = 300  # figures and tables in one cell
@@ -61,17 +62,19 @@ class Manager(engines.NotebookExecutionManager):
     def __init__(self, nb: Any, target: Path, teller: Teller) -> None:
         super().__init__(nb, progress_bar=False)
         self.target, self.teller = target, teller
-        self._saved = 0.0
+        self._saved = self._cost = 0.0
 
     def save(self, **_: Any) -> None:
-        """Write the notebook, at most once a second; a full disk is told, not fatal."""
-        if time.monotonic() - self._saved < _SAVE_EVERY:
+        """Write the notebook if that costs little; a full disk is told, not fatal."""
+        started = time.monotonic()
+        if started - self._saved < _SAVE_SHARE * self._cost:
             return
         try:
             self.write()
         except OSError as error:
             self.teller.tell("warning", text=str(error))
-        self._saved = self.last_save_time = time.monotonic()
+        self._saved = time.monotonic()
+        self._cost = self._saved - started
 
     def write(self) -> None:
         """Write the notebook, whole or not at all."""
@@ -287,6 +290,7 @@ def _watch_runner(job: dict[str, Any], teller: Teller) -> None:
             lost = {"cell": "", "name": "Killed", "message": "`sketch run` was killed"}
             workspace.write_json(path, record | {"state": "killed", "error": lost})
     runner.end_processes(teller.kernel, job["mark"])
+    shutil.rmtree(job["scratch"], ignore_errors=True)
     time.sleep(5)  # the main thread notices the dead kernel and saves the notebook
     os._exit(137)
 

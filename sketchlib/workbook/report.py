@@ -442,23 +442,33 @@ def draw_whisker(
 def draw_sparkline(records: Sequence[dict[str, Any]], width: int = 120) -> str:
     """One thin line per fold of the most telling metric; empty without two points."""
     metric = _choose_metric(records)
-    lines: dict[Any, list[float]] = {}
-    for record in records:
-        if isinstance(record.get(metric), int | float):
-            lines.setdefault(record.get("fold"), []).append(float(record[metric]))
-    values = [value for line in lines.values() for value in line]
+    lines = _split_folds(records, metric)
+    values = [value for line in lines for value in line]
     if len(values) <= len(lines):
         return ""
     label = html.escape(
         f"{metric}, {len(lines)} curves, {min(values):.3g} to {max(values):.3g}"
     )
-    drawn = "".join(
-        _draw_line(line, (min(values), max(values)), width) for line in lines.values()
-    )
+    scale = (min(values), max(values))
+    drawn = "".join(_draw_line(line, scale, width) for line in lines)
     return (
         f'<svg width="{width}" height="28" role="img" aria-label="{label}">'
         f"<title>{label}</title>{drawn}</svg>"
     )
+
+
+def _split_folds(records: Sequence[dict[str, Any]], metric: str) -> list[list[float]]:
+    """The metric of each fold; an epoch that comes again starts its fold anew."""
+    lines: dict[Any, dict[Any, float]] = {}
+    for place, record in enumerate(records):
+        if not isinstance(record.get(metric), int | float):
+            continue
+        line = lines.setdefault(record.get("fold"), {})
+        epoch = record.get("epoch", place)
+        if epoch in line:
+            line.clear()
+        line[epoch] = float(record[metric])
+    return [list(line.values()) for line in lines.values()]
 
 
 def _choose_metric(records: Iterable[dict[str, Any]]) -> str:

@@ -211,20 +211,24 @@ def _locked(folder: Path) -> Iterator[int]:
 
 
 def _take_lock(lock: IO[str], folder: Path) -> None:
-    lock.seek(0)
-    holder = _parse_holder(lock.read())
-    who = f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(
-            f"another run is writing `{folder}` ({who}); wait for it, stop it, or give "
-            "this one another name with `-p run_name NAME`"
-        ) from error
+    holder = _read_holder(lock)
+    patience = time.monotonic() + 2 * _GRACE
+    while not _try_lock(lock):
+        holder = _read_holder(lock)
+        who = _name_holder(holder)
+        lingering = holder["host"] == socket.gethostname() and not _is_alive(
+            int(holder["pid"])
+        )
+        if not lingering or time.monotonic() > patience:
+            raise ValueError(
+                f"another run is writing `{folder}` ({who}); wait for it, stop it, or "
+                "give this one another name with `-p run_name NAME`"
+            )
+        time.sleep(_POLL)  # its runner was killed, its kernel is being ended
     if holder["host"] not in ("", socket.gethostname()):
         raise ValueError(
-            f"`{folder}` is held by {who}; if that machine no longer runs it, delete "
-            f"`{folder / '.lock'}`"
+            f"`{folder}` is held by {_name_holder(holder)}; if that machine no longer "
+            f"runs it, delete `{folder / '.lock'}`"
         )
     lock.truncate(0)
     mine = {"pid": os.getpid(), "host": socket.gethostname()}
@@ -232,11 +236,25 @@ def _take_lock(lock: IO[str], folder: Path) -> None:
     lock.flush()
 
 
-def _parse_holder(text: str) -> dict[str, Any]:
+def _try_lock(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read_holder(lock: IO[str]) -> dict[str, Any]:
     """Who wrote the lock; blanks when nobody did or it was cut short."""
+    lock.seek(0)
+    holder: dict[str, Any] = {"pid": 0, "host": "", "started": ""}
     with contextlib.suppress(json.JSONDecodeError, TypeError):
-        return {"pid": 0, "host": "", "started": ""} | json.loads(text)
-    return {"pid": 0, "host": "", "started": ""}
+        return holder | json.loads(lock.read())
+    return holder
+
+
+def _name_holder(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
 
 
 @contextlib.contextmanager
@@ -560,22 +578,29 @@ def _list_outputs(folder: Path) -> list[str]:
 def repair_notebook(job: Job, outcome: Outcome) -> None:
     """Make the executed notebook show how the run ended.
 
-    A banner on top when it did not end well; a cell still called running failed.
+    A banner on top when it did not end well; statuses that the last save missed.
     """
     saved = job.target if job.target.exists() else job.notebook
     notebook = parameters.read_notebook(saved)
-    failed = outcome.error["cell"] if outcome.error else None
     notebook["metadata"]["sketch"] = {"state": outcome.state, "error": outcome.error}
-    for cell in notebook["cells"]:
-        facts = cell["metadata"].get("papermill", {})
-        lost = ("running", "pending") if cell.get("id") == failed else ("running",)
-        if facts.get("status") in lost:
-            facts |= {"status": "failed", "exception": True}
     if outcome.state != "done":
+        failed = outcome.error["cell"] if outcome.error else ""
+        _mend_statuses(notebook["cells"], failed)
         notebook["metadata"].setdefault("papermill", {})["exception"] = True
         notebook["cells"].insert(0, _make_banner(outcome))
     text = json.dumps(notebook, indent=1, ensure_ascii=False)
     workspace.write_text(job.target, text + "\n")
+
+
+def _mend_statuses(cells: Sequence[dict[str, Any]], failed: str) -> None:
+    """What came before the failed cell ran; a cell still called running failed."""
+    places = [place for place, cell in enumerate(cells) if cell.get("id") == failed]
+    for place, cell in enumerate(cells):
+        facts = cell["metadata"].setdefault("papermill", {})
+        if places and place < places[0]:
+            facts["status"] = "completed"
+        elif place in places or facts.get("status") == "running":
+            facts |= {"status": "failed", "exception": True}
 
 
 def _make_banner(outcome: Outcome) -> dict[str, Any]:

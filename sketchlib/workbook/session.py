@@ -39,6 +39,11 @@ class Session:
     runs_dir: Path
 
     @property
+    def columns(self) -> manifest.Columns:
+        """The user's column names."""
+        return manifest.make_columns(self.run.record["parameters"].get("columns", []))
+
+    @property
     def cache_dir(self) -> Path:
         return self.runs_dir / "cache"
 
@@ -89,7 +94,7 @@ def check_data_dir(data_dir: Path) -> None:
 
 def read_manifest(session: Session) -> pd.DataFrame:
     """The manifest; what was unusual about the files is printed."""
-    table = manifest.read_manifest(session.data_dir)
+    table = manifest.read_manifest(session.data_dir, session.columns)
     for notice in table.attrs["notices"]:
         print(f"notice: {notice}")
     return table
@@ -139,7 +144,7 @@ def read_sample(session: Session, table: pd.DataFrame) -> pd.DataFrame | None:
     if not path.exists():
         return None
     sample = manifest.read_table(path)
-    manifest.check_sample(sample, table, path)
+    manifest.check_sample(sample, table, path, session.columns)
     return sample
 
 

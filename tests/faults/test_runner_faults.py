@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -247,7 +248,11 @@ def test_f31_an_interrupt_saves_says_so_and_leaves_no_orphan(tmp_path, number):
     assert (folder / "99_toy.html").exists()
 
 
-def test_f31_a_killed_runner_takes_its_kernel_along_and_the_record_says_so(tmp_path):
+def test_f31_a_killed_runner_takes_its_kernel_along_and_the_record_says_so(
+    tmp_path, monkeypatch
+):
+    scratch = Path(tempfile.mkdtemp(prefix="t-"))
+    monkeypatch.setenv("TMPDIR", str(scratch))
     write_notebook(tmp_path / "99_toy.ipynb", [("run", SLEEP)])
     process = start_sketch(tmp_path, "99_toy.ipynb")
     folder = tmp_path / "runs" / "toy"
@@ -258,6 +263,12 @@ def test_f31_a_killed_runner_takes_its_kernel_along_and_the_record_says_so(tmp_p
     assert is_gone(int(worker))
     assert is_gone(kernel)
     assert runner.read_state(workspace.read_json(folder / "run.json")) == "killed"
+    write_notebook(tmp_path / "99_toy.ipynb")
+    again = start_sketch(tmp_path, "99_toy.ipynb")  # while the first still closes
+    _, error = again.communicate(timeout=60)
+    assert (again.returncode, error) == (0, "")
+    assert list(scratch.iterdir()) == []
+    scratch.rmdir()
 
 
 # --- 32: a full disk --------------------------------------------------------

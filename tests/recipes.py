@@ -1,0 +1,32 @@
+"""The smallest recipe that still trains; tests replace what they are about."""
+
+import dataclasses
+
+from sketchlib.training import compute, loop
+
+PLAIN = loop.Recipe(
+    augment="flip",
+    epochs=2,
+    batch_size=8,
+    accumulate=1,
+    optimizer="adamw",
+    lr=0.003,
+    schedule="cosine",
+    warmup_epochs=0.5,
+    weight_decay=0.01,
+    layer_decay=0.0,
+    label_smoothing=0.0,
+    mixup_alpha=0.0,
+    cutmix_alpha=0.0,
+    mix_off_epochs=0,
+    ema_decay=0.0,
+    clip_norm=0.0,
+    frozen=False,
+    keep="last",
+    seed=0,
+)
+FP32 = compute.Compute("cpu", "fp32", "nchw", 0.0)
+
+
+def make(**changes) -> loop.Recipe:
+    return dataclasses.replace(PLAIN, **changes)

@@ -1,0 +1,52 @@
+import pytest
+
+from sketchlib.training import budget
+
+WANTED = budget.Plan(side_px=128, folds=5, epochs=12)
+LOAD = budget.Load(train=2000, predicted=3000, images_per_second=100)
+
+
+@pytest.mark.parametrize("seconds", [60, 300, 900, 1500, 5000])
+def test_the_plan_fits_into_the_time(seconds):
+    plan = budget.make_plan(WANTED, seconds, LOAD)
+    speed = 100 * (128 / plan.side_px) ** 2
+    needed = plan.folds * plan.epochs * LOAD.train / speed
+    assert needed <= seconds or plan.epochs == 1
+    assert plan.epochs <= WANTED.epochs
+
+
+def test_without_a_limit_or_with_plenty_nothing_changes():
+    assert budget.make_plan(WANTED, 0, LOAD) == WANTED
+    assert budget.make_plan(WANTED, 1e6, LOAD) == WANTED
+
+
+def test_epochs_go_first_then_folds_then_size():
+    assert budget.make_plan(WANTED, 1000, LOAD) == budget.Plan(128, 5, 9)
+    assert budget.make_plan(WANTED, 500, LOAD).folds == 3
+    assert budget.make_plan(WANTED, 300, LOAD).side_px < 128
+    assert budget.make_plan(WANTED, 10, LOAD) == budget.Plan(96, 3, 1)
+
+
+def test_a_machine_that_slows_down_gets_fewer_epochs(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])
+    clock = budget.make_clock(WANTED, 20, LOAD, tmp_path / "budget.json")
+    first = clock.count_epochs(0)
+    assert first >= 8
+    clock.saw(50.0)
+    now[0] += 2 * first * LOAD.train / 100
+    assert clock.count_epochs(1) < first
+    now[0] = 20 * 60
+    assert clock.count_epochs(2) == 0
+
+
+def test_a_resumed_run_decides_the_same(tmp_path):
+    path = tmp_path / "budget.json"
+    clock = budget.make_clock(WANTED, 15, LOAD, path)
+    decided = clock.count_epochs(0)
+    slower = budget.Load(2000, 3000, 10)
+    again = budget.make_clock(WANTED, 15, slower, path)
+    assert again.plan == clock.plan
+    assert again.count_epochs(0) == decided
+    other = budget.make_clock(WANTED, 30, slower, path)
+    assert other.count_epochs(0) != decided or other.plan != clock.plan

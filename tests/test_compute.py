@@ -1,0 +1,51 @@
+import pytest
+import timm
+
+from sketchlib import workspace
+from sketchlib.training import compute
+
+
+@pytest.fixture(scope="module")
+def model():
+    return timm.create_model("test_resnet", num_classes=3)
+
+
+def choose(model, path, precision="auto", layout="auto", timed=False):
+    return compute.choose_compute(
+        model,
+        (2, 1, 32),
+        precision=precision,
+        layout=layout,
+        remember=path,
+        timed=timed,
+    )
+
+
+def test_the_choice_is_measured_once_and_remembered(model, tmp_path, monkeypatch):
+    path = tmp_path / "compute.json"
+    way = choose(model, path)
+    assert way.images_per_second > 0
+    assert len(workspace.read_json(path)) == 1
+    monkeypatch.setattr(compute, "_measure", None)
+    assert choose(model, path) == way
+
+
+def test_a_candidate_whose_loss_disagrees_is_not_taken(model, tmp_path, monkeypatch):
+    def measure(_, __, way):
+        wrong = way.precision == "bf16"
+        return (9.0, 1000.0) if wrong else (1.0, 10.0 + (way.layout == "nchw"))
+
+    monkeypatch.setattr(compute, "_measure", measure)
+    way = choose(model, tmp_path / "compute.json")
+    assert (way.precision, way.layout) == ("fp32", "nchw")
+
+
+def test_a_fixed_choice_measures_nothing_unless_the_speed_is_wanted(model, tmp_path):
+    fixed = choose(model, tmp_path / "c.json", "fp32", "nchw")
+    assert fixed.images_per_second == 0
+    assert choose(model, tmp_path / "c.json", "fp32", "nchw", True).images_per_second
+
+
+def test_an_unknown_precision_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="`precision` must be auto or one of"):
+        choose(model, tmp_path / "c.json", "int8")

@@ -1,0 +1,81 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from recipes import FP32, make
+
+from sketchlib.data import cache, manifest, splits
+from sketchlib.training import folds, loop
+
+
+@pytest.fixture
+def task(world, tmp_path):
+    table = manifest.read_manifest(world)
+    geometry = cache.Geometry(32, "ink", "grey", "white")
+    return folds.Task(
+        table=table,
+        folds=splits.make_folds(table, None, 2, seed=0),
+        pixels=cache.open_pixels(table, world, geometry, tmp_path / "cache"),
+        network=folds.Network("test_resnet", "none", 0.0, 0.0, 32),
+        recipe=make(epochs=1),
+        way=FP32,
+        tta=("hflip",),
+        run_dir=tmp_path / "run",
+        workers=0,
+        fresh=False,
+    )
+
+
+def test_every_training_picture_is_predicted_by_a_model_that_did_not_see_it(task):
+    results = [folds.train_fold(task, fold) for fold in (0, 1)]
+    oof, test = folds.join_results(results, task.run_dir)
+    assert sorted(oof.image_ids) == sorted(task.folds["image_id"])
+    held = task.folds.set_index("image_id")["fold"]
+    assert (held.loc[oof.image_ids].to_numpy() == oof.fold).all()
+    assert list(test.image_ids) == [f"test/{number}.JPEG" for number in range(8)]
+    for fold in (0, 1):
+        train, valid, _ = folds.make_examples(task, fold)
+        assert not set(train.image_ids) & set(valid.image_ids)
+        assert "train/square/sketch_3.JPEG" not in train.image_ids
+
+
+def test_a_finished_fold_is_read_back_and_a_changed_one_is_trained_anew(
+    task, monkeypatch
+):
+    first = folds.train_fold(task, 0)
+    real = loop.fit
+    monkeypatch.setattr(loop, "fit", None)
+    again = folds.train_fold(task, 0)
+    assert np.array_equal(first.oof.logits, again.oof.logits)
+    monkeypatch.setattr(loop, "fit", real)
+    changed = dataclasses.replace(task, recipe=make(epochs=1, lr=0.01))
+    assert not np.array_equal(first.oof.logits, folds.train_fold(changed, 0).oof.logits)
+    assert not list(task.run_dir.rglob("*.pt"))
+
+
+def test_the_saved_model_gives_the_written_predictions(task):
+    result = folds.train_fold(task, 0)
+    model = folds.load_model(task.run_dir, 0, task.network, 4)
+    _, valid, _ = folds.make_examples(task, 0)
+    made = folds.predictions.predict(
+        model, valid, result.oof.classes, way=FP32, tta=("hflip",), fold=0
+    )
+    np.testing.assert_allclose(made.probs, result.oof.probs, atol=1e-5)
+
+
+def test_a_fold_below_zero_holds_nothing_out(task):
+    result = folds.train_fold(task, -1)
+    assert len(result.oof.image_ids) == 0
+    assert len(result.test.image_ids) == 8
+    assert result.history["valid_loss"].isna().all()
+
+
+def test_weights_that_were_not_copied_are_named(task):
+    with pytest.raises(FileNotFoundError, match="can be blended, but not looked into"):
+        folds.load_model(task.run_dir, 0, task.network, 4)
+
+
+def test_the_probe_covers_the_rows_that_were_predicted(task, tmp_path):
+    ids = task.folds.loc[task.folds["fold"] == 0, "image_id"]
+    made = folds.probe(task, list(ids), tmp_path / "cache", strength=0.1)
+    assert sorted(made.image_ids) == sorted(ids)

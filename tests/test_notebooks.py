@@ -1,0 +1,105 @@
+"""The notebooks, 01 to 05, on the tests' own drawings, as a plan and by papermill."""
+
+import json
+import re
+
+import pandas as pd
+import papermill
+import pytest
+
+from sketchlib import workspace
+from sketchlib.training import predictions
+from sketchlib.workbook import cli, parameters
+
+
+@pytest.fixture(scope="module")
+def runs(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smoke") / "runs"
+    asked = ["workbook", "params/workbooks/smoke.yaml", "-p", "data_dir", str(world)]
+    assert cli.main([*asked, "--runs", str(folder)]) == 0
+    return folder
+
+
+def test_the_fixed_names_are_there(runs):
+    for name in (
+        "audit/findings.csv",
+        "audit/folds.csv",
+        "submission.csv",
+        "index.html",
+    ):
+        assert (runs / name).is_file(), name
+    for name in ("run.json", "metrics.jsonl", "oof.npz", "test.npz", "03_train.html"):
+        assert (runs / "one" / name).is_file(), name
+
+
+def test_the_submission_has_the_samples_form(runs, world):
+    made = pd.read_csv(runs / "submission.csv")
+    sample = pd.read_csv(world / "sample_submission.csv")
+    assert list(made.columns) == list(sample.columns)
+    assert made["image_path"].tolist() == sample["image_path"].tolist()
+    assert made["target"].between(0, 3).all()
+
+
+def test_copies_share_a_fold_and_the_unreadable_picture_is_kept(runs):
+    folds = pd.read_csv(runs / "audit" / "folds.csv").set_index("image_id")
+    exact = folds.loc[["train/circle/sketch_0.JPEG", "train/circle/sketch_1.JPEG"]]
+    flipped = folds.loc[["train/stairs/sketch_0.JPEG", "train/stairs/sketch_1.JPEG"]]
+    assert exact["fold"].nunique() == exact["group"].nunique() == 1
+    assert flipped["fold"].nunique() == flipped["group"].nunique() == 1
+    assert len(folds) == 48
+    findings = pd.read_csv(runs / "audit" / "findings.csv").set_index("image_id")
+    assert not findings.loc["train/square/sketch_3.JPEG", "readable"]
+    assert "blank" in findings.loc["train/cross/sketch_2.JPEG", "flags"]
+
+
+def test_the_ensemble_is_the_mean_of_its_members(runs):
+    one, two, both = (
+        predictions.read_predictions(runs / name / "test.npz").probs
+        for name in ("one", "two", "ensemble")
+    )
+    weights = workspace.read_json(runs / "ensemble" / "run.json")["weights"]
+    mean = weights["one"] * one + weights["two"] * two
+    assert abs(mean - both).max() < 1e-5
+
+
+def test_every_run_says_done_and_what_it_was_asked(runs):
+    for name in ("audit", "augmentation", "one", "two", "evaluate", "ensemble"):
+        record = workspace.read_json(runs / name / "run.json")
+        assert record["state"] == "done", name
+        assert record["parameters"]["run_name"] == name
+
+
+def test_the_reports_ask_for_nothing_remote(runs):
+    pages = [runs / "index.html", *runs.glob("*/*.html")]
+    assert len(pages) == 7
+    for page in pages:
+        text = page.read_text()
+        assert not re.search(r"(src|href)=[\"']?(https?:)?//", text), page.name
+        assert "@import" not in text
+        assert not re.search(r"url\([\"']?(https?:)?//", text), page.name
+
+
+def test_a_second_time_nothing_runs(runs, world, capsys):
+    asked = ["workbook", "params/workbooks/smoke.yaml", "-p", "data_dir", str(world)]
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("*/*.ipynb")}
+    assert cli.main([*asked, "--runs", str(runs)]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in runs.glob("*/*.ipynb")}
+
+
+def test_bare_papermill_runs_a_notebook(world, tmp_path):
+    out = tmp_path / "02.ipynb"
+    papermill.execute_notebook(
+        str(parameters.find_notebook("02_augmentation")),
+        str(out),
+        parameters={
+            "data_dir": str(world),
+            "runs_dir": str(tmp_path / "runs"),
+            "recipes": ["flip"],
+            "pictures": 1,
+            "side_px": 32,
+        },
+        progress_bar=False,
+    )
+    assert json.loads(out.read_text())["metadata"]["papermill"]["exception"] is None
+    record = workspace.read_json(tmp_path / "runs" / "augmentation" / "run.json")
+    assert record["state"] == "done"

@@ -1,0 +1,61 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from sketchlib.data import splits
+
+
+def make_table(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return pd.DataFrame(
+        {
+            "image_id": [f"train/{number}" for number in range(len(labels))],
+            "label": labels,
+            "class_name": [f"class {label}" for label in labels],
+            "subset": "train",
+        }
+    )
+
+
+def test_a_group_never_spans_folds_and_classes_stay_even(rng):
+    table = make_table([40] * 10)
+    groups = table[["image_id"]].assign(group=rng.integers(0, 250, len(table)))
+    folds = splits.make_folds(table, groups, 5, seed=0)
+    splits.check_folds(folds, table)
+    assert (folds.groupby("group")["fold"].nunique() == 1).all()
+    share = pd.crosstab(table["label"], folds["fold"].to_numpy())
+    assert share.min().min() >= 4
+    assert share.max().max() <= 12
+
+
+def test_the_same_seed_gives_the_same_folds_and_another_does_not():
+    table = make_table([20] * 4)
+    one = splits.make_folds(table, None, 4, seed=1)["fold"]
+    assert one.equals(splits.make_folds(table, None, 4, seed=1)["fold"])
+    assert not one.equals(splits.make_folds(table, None, 4, seed=2)["fold"])
+
+
+def test_f5_small_classes_get_a_notice_and_not_a_trace():
+    table = make_table([20, 20, 1, 2])
+    folds = splits.make_folds(table, None, 5, seed=0)
+    splits.check_folds(folds, table)
+    assert sorted(folds["fold"].unique()) == [0, 1, 2, 3, 4]
+    assert "2 classes are missing from some fold" in folds.attrs["notices"][0]
+
+
+def test_fewer_groups_than_folds_is_refused():
+    table = make_table([3, 3])
+    with pytest.raises(ValueError, match="lower `folds`"):
+        splits.make_folds(table, None, 7, seed=0)
+
+
+def test_folds_of_other_data_are_refused():
+    table = make_table([6, 6])
+    folds = splits.make_folds(table, None, 2, seed=0)
+    with pytest.raises(ValueError, match="1 have none"):
+        splits.check_folds(folds.iloc[1:], table)
+    with pytest.raises(ValueError, match="has two"):
+        splits.check_folds(pd.concat([folds, folds.head(1)]), table)
+    torn = folds.assign(group="one")
+    with pytest.raises(ValueError, match="stay in one fold"):
+        splits.check_folds(torn, table)
