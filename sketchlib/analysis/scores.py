@@ -193,9 +193,9 @@ def summarise(
         draws: bootstrap draws.
         seed: of the bootstrap.
     Returns:
-        images, classes, groups, folds; accuracy and macro_f1 (0-1) with `_low` and
-        `_high` (95 %); top5 (0-1), log_loss (nats), ece (0-1); fold_sd, the standard
-        deviation of accuracy over folds, NaN where there is one fold.
+        accuracy and macro_f1 (0-1) with `_low` and `_high` (95 %); top5 (0-1),
+        log_loss (nats), ece (0-1); fold_sd, the standard deviation of accuracy over
+        folds, NaN where there is one fold; images, classes, groups, folds.
     """
     joined = join_labels(predictions, manifest)
     codes = group_codes(joined.image_ids, groups)
@@ -204,16 +204,16 @@ def summarise(
     folds = score_folds(predictions, manifest)["accuracy"]
     groups_found = int(codes.max()) + 1
     return {
-        "images": len(joined.truth),
-        "classes": len(joined.classes),
-        "groups": groups_found,
-        "folds": len(folds),
         **_with_interval("accuracy", plain["accuracy"], sampled[0], groups_found),
         **_with_interval("macro_f1", plain["macro_f1"], sampled[1], groups_found),
         "top5": plain["top5"],
         "log_loss": plain["log_loss"],
         "ece": _ece(_reliability(joined, ECE_BINS)),
         "fold_sd": float(folds.std(ddof=1)) if len(folds) > 1 else float("nan"),
+        "images": len(joined.truth),
+        "classes": len(joined.classes),
+        "groups": groups_found,
+        "folds": len(folds),
     }
 
 

@@ -12,6 +12,7 @@ drawing may be called near; pictures flagged blank or unreadable never pair.
 """
 
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,11 +46,12 @@ _BLOCK = 512
 _MOST_LINKED = 40  # members of a set whose every pair is checked
 _MOST_EXACT = 40  # larger sets of identical files are listed against their first
 _MAX_STRETCH = 1.05  # a copy is not squeezed: ratio of the two scales
+_FIRST_STRETCH = 1.12  # the same, of the rough first fit
 _MIN_COVER = 0.6  # share of the ink both frames must see
 _SURE = 0.99  # no further alignment is tried above this score
 _NEARBY = np.ones((5, 5), np.uint8)
 _LETTER_PX = 8  # greatest height of lettering in a 96 px map
-_HOPELESS = 0.75  # least correlation at 48 px before any alignment
+_HOPELESS = 0.82  # least correlation at 48 px before any alignment
 
 
 _Match = tuple[int, int, int, float]  # i, j, orientation, score
@@ -74,10 +76,10 @@ class Frame:
     angle: float = 0.0
 
 
-BOX = Frame(index=0, waves=8, cosine=0.82, tangent=0.95)
-FULL = Frame(index=1, waves=12, cosine=0.87, tangent=0.95)
-LEFT = Frame(index=1, waves=12, cosine=0.87, tangent=0.95, angle=9.0)
-RIGHT = Frame(index=1, waves=12, cosine=0.87, tangent=0.95, angle=-9.0)
+BOX = Frame(index=0, waves=8, cosine=0.82, tangent=0.955)
+FULL = Frame(index=1, waves=12, cosine=0.87, tangent=0.955)
+LEFT = Frame(index=1, waves=12, cosine=0.87, tangent=0.955, angle=9.0)
+RIGHT = Frame(index=1, waves=12, cosine=0.87, tangent=0.955, angle=-9.0)
 FRAMES = (BOX, FULL, LEFT, RIGHT)
 
 
@@ -430,7 +432,10 @@ def _project(
     weight = np.einsum("nst,nt->ns", spectra.inverse[i], along)
     explained = np.sqrt(np.maximum((weight * along).sum(axis=1), 0))
     shift = weight[:, 1:] / np.where(np.abs(weight[:, :1]) < 1e-9, 1, weight[:, :1])
-    kept = explained >= frame.tangent
+    bent = np.eye(2) + shift[:, [[2, 4], [5, 3]]] / (_SMALL_PX / 2)
+    scales = np.linalg.svd(bent, compute_uv=False)
+    straight = scales[:, 0] <= _FIRST_STRETCH * scales[:, 1]
+    kept = (explained >= frame.tangent) & (straight | (frame.tangent < 0))
     return _Candidates(
         i[kept],
         j[kept],
@@ -525,7 +530,9 @@ def compare_ink(
     if _correlate(goal, _band(_warp(low[1], first), 1.0)) < _HOPELESS:
         return 0.0
     matrix = _align(low[0], low[1], first, 20)
-    if _correlate(goal, _band(_warp(low[1], matrix), 1.0)) < least - 0.15:
+    if _stretch(matrix) > 1.5 * _MAX_STRETCH - 0.5:
+        return 0.0
+    if _correlate(goal, _band(_warp(low[1], matrix), 1.0)) < least - 0.04:
         return 0.0
     full = _doubled(matrix)
     whole = target.astype(np.float32), moving.astype(np.float32)
@@ -539,15 +546,22 @@ def compare_ink(
 _SEEN = np.ones((audit.THUMB_PX, audit.THUMB_PX), np.float32)
 
 
+def _stretch(matrix: np.ndarray) -> float:
+    """How much more an affine map stretches one direction than the other, from 1."""
+    a, b, c, d = matrix[:, :2].ravel().tolist()
+    even, odd = math.hypot(a + d, c - b), math.hypot(a - d, b + c)
+    return (even + odd) / max(abs(even - odd), 1e-6)
+
+
 def _score(target: np.ndarray, moving: np.ndarray, matrix: np.ndarray) -> float:
     """Band-passed correlation of aligned maps, line weights made alike; 0 if unfit."""
-    scales = np.linalg.svd(matrix[:, :2].astype(np.float64), compute_uv=False)
-    if scales[1] < 0.5 or scales[0] > 2 or scales[0] > _MAX_STRETCH * scales[1]:
+    area = abs(float(np.linalg.det(matrix[:, :2].astype(np.float64))))
+    if not 0.25 < area < 4 or _stretch(matrix) > _MAX_STRETCH:
         return 0.0
     laid, seen = _warp(moving, matrix), _warp(_SEEN, matrix)
     shown = target * seen
     ink = float(laid.sum()), float(shown.sum())
-    kept = ink[0] * float(scales.prod()) / max(float(moving.sum()), 1.0)
+    kept = ink[0] * area / max(float(moving.sum()), 1.0)
     if min(kept, ink[1] / max(float(target.sum()), 1.0)) < _MIN_COVER:
         return 0.0
     laid, shown = _unletter(laid, shown), _unletter(shown, laid)
