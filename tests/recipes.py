@@ -22,6 +22,7 @@ PLAIN = loop.Recipe(
     ema_decay=0.0,
     clip_norm=0.0,
     frozen=False,
+    norm="learn",
     keep="last",
     seed=0,
 )

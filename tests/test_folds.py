@@ -16,11 +16,12 @@ def task(world, tmp_path):
         table=table,
         folds=splits.make_folds(table, None, 2, seed=0),
         pixels=cache.open_pixels(table, world, geometry, tmp_path / "cache"),
-        network=folds.Network("test_resnet", "none", 0.0, 0.0, 32),
+        network=folds.Network("test_resnet", "none", 0.0, 0.0, "random", 32),
         recipe=make(epochs=1),
         way=FP32,
         tta=("hflip",),
         run_dir=tmp_path / "run",
+        cache_dir=tmp_path / "cache",
         workers=0,
         fresh=False,
     )
@@ -75,7 +76,27 @@ def test_weights_that_were_not_copied_are_named(task):
         folds.load_model(task.run_dir, 0, task.network, 4)
 
 
-def test_the_probe_covers_the_rows_that_were_predicted(task, tmp_path):
+def test_the_probe_covers_the_rows_that_were_predicted(task):
     ids = task.folds.loc[task.folds["fold"] == 0, "image_id"]
-    made = folds.probe(task, list(ids), tmp_path / "cache", strength=0.1)
-    assert sorted(made.image_ids) == sorted(ids)
+    assert sorted(folds.probe(task, list(ids)).image_ids) == sorted(ids)
+
+
+def test_training_starts_where_the_probe_ends(task):
+    network = folds.Network("tf_efficientnet_lite0", "auto", 0.0, 0.0, "probe", 32)
+    task = dataclasses.replace(task, network=network, tta=())
+    train, valid, _ = folds.make_examples(task, 0)
+    model = network.make(4)
+    folds._start_from_probe(task, model, train)
+    started = folds.predictions.predict(
+        model, valid, manifest.class_names(task.table), way=FP32
+    )
+    probed = folds.probe(task, list(valid.image_ids))
+    order = np.argsort(probed.image_ids), np.argsort(started.image_ids)
+    np.testing.assert_allclose(
+        probed.probs[order[0]], started.probs[order[1]], atol=0.02
+    )
+
+
+def test_a_probe_needs_pretrained_weights():
+    with pytest.raises(ValueError, match="use `head` random"):
+        folds.Network("test_resnet", "none", 0.0, 0.0, "probe", 32).check()

@@ -24,6 +24,9 @@ from sketchlib.data import manifest as manifests
 from sketchlib.training.predictions import Predictions
 
 How = Literal["soft", "hard", "geometric", "rank"]
+_OPPOSITE = {"better": "worse", "worse": "better"} | {
+    "cannot tell yet": "cannot tell yet"
+}
 METHODS: tuple[How, ...] = ("soft", "hard", "geometric", "rank")
 _TINY = 1e-12  # probabilities below this count as this when logarithms are taken
 _TIE = 1e-6  # scores closer than this are a tie
@@ -119,8 +122,8 @@ def blend(
         runs: predictions by run name; aligned here.
         weights: per run, ≥ 0, scaled to sum 1. None: equal.
         how: `soft` mean probability; `geometric` mean log-probability; `hard`
-            majority vote; `rank` mean of 1/rank of each class within a picture
-            (Cormack et al. 2009, reciprocal rank fusion).
+            majority vote; `rank` mean of 1/rank of the 20 likeliest classes within
+            a picture (Cormack et al. 2009, reciprocal rank fusion).
     Returns:
         Log-probabilities of the first run's images in its order. Ties go to the
         higher mean probability, then to the run named first, never to a class number.
@@ -130,11 +133,30 @@ def blend(
     aligned = align(runs)
     shares = _shares(aligned, weights)
     first = next(iter(aligned.values()))
-    mean = _weigh(aligned, shares, _as_is)
-    blended = mean if how == "soft" else _weigh(aligned, shares, _VOTES[how])
-    if how == "geometric":
-        blended = _softmax(blended)
-    return make_predictions(first, _break_ties(blended, [mean, first.probs]))
+    mean, votes = _add_up(aligned, shares, how)
+    return _decide(first, mean, votes, how)
+
+
+def _add_up(
+    runs: dict[str, Predictions], shares: dict[str, float], how: How
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, K) weighted mean probability, and weighted mean vote, one run at a time."""
+    mean = np.zeros(next(iter(runs.values())).logits.shape)
+    votes = mean if how == "soft" else np.zeros_like(mean)
+    for name, share in shares.items():
+        probs = runs[name].probs
+        mean += share * probs
+        if how != "soft":
+            votes += share * _VOTES[how](probs)
+    return mean, votes
+
+
+def _decide(
+    first: Predictions, mean: np.ndarray, votes: np.ndarray, how: How
+) -> Predictions:
+    """Probabilities from votes; ties go to the mean, then to the first run."""
+    probs = _softmax(votes) if how == "geometric" else votes
+    return make_predictions(first, _break_ties(probs, [mean, first.probs]))
 
 
 def _shares(
@@ -148,22 +170,6 @@ def _shares(
     return {name: weights[name] / total for name in runs if weights[name] > 0}
 
 
-def _weigh(
-    runs: dict[str, Predictions],
-    shares: dict[str, float],
-    vote: Callable[[np.ndarray], np.ndarray],
-) -> np.ndarray:
-    """(N, K) weighted mean of the votes that the probabilities of each run become."""
-    total = np.zeros(next(iter(runs.values())).logits.shape)
-    for name, share in shares.items():
-        total += share * vote(runs[name].probs)
-    return total
-
-
-def _as_is(probs: np.ndarray) -> np.ndarray:
-    return probs
-
-
 def _as_logs(probs: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(probs, _TINY))
 
@@ -175,9 +181,15 @@ def _as_vote(probs: np.ndarray) -> np.ndarray:
 
 
 def _as_reciprocal_ranks(probs: np.ndarray) -> np.ndarray:
-    """(N, K) 1/rank, 1 for the likeliest class, scaled so that rows sum to 1."""
-    ranks = probs.shape[1] + 1 - stats.rankdata(probs, method="average", axis=1)
-    inverse = 1 / ranks
+    """(N, K) 1/rank of the 20 likeliest classes, 0 below, rows summing to 1.
+
+    Equal probabilities share their mean rank, so no class number decides.
+    """
+    count = min(20, probs.shape[1])
+    top = np.argpartition(-probs, count - 1, axis=1)[:, :count]  # (N, 20)
+    ranks = stats.rankdata(-np.take_along_axis(probs, top, axis=1), axis=1)
+    inverse = np.zeros_like(probs)
+    np.put_along_axis(inverse, top, 1 / ranks, axis=1)
     return inverse / inverse.sum(axis=1, keepdims=True)
 
 
@@ -222,9 +234,8 @@ def rescues(runs: dict[str, Predictions], manifest: pd.DataFrame) -> pd.DataFram
     High both ways means complementary members; 0 on the diagonal.
     """
     aligned = align(runs)
-    right = np.array(
-        [scores.join_labels(run, manifest).correct for run in aligned.values()]
-    )
+    truth = scores.join_labels(next(iter(aligned.values())), manifest)
+    right = np.array([_find_correct(run, truth) for run in aligned.values()])
     wrong = ~right
     saved = (wrong[:, None] & right[None]).sum(axis=2)
     shares = saved / np.maximum(wrong.sum(axis=1), 1)[:, None]
@@ -250,24 +261,39 @@ def leave_one_out(
             f"leaving one out needs at least two runs, but {sorted(runs)} came"
         )
     aligned = align(runs)
-    whole = blend(aligned, weights, how)
-    rows = []
-    for name, run in aligned.items():
-        others = {other: aligned[other] for other in aligned if other != name}
-        kept = weights and {other: weights[other] for other in others}
-        if kept and not any(kept.values()):
-            continue
-        rest = blend(others, kept, how)
-        change = scores.compare(rest, whole, manifest, groups)
-        alone = float(scores.join_labels(run, manifest).correct.mean())
-        rows.append((name, alone, change.accuracy_a, *_gain(change), change.verdict))
-    names = ["run", "alone", "without", "adds", "low", "high", "verdict"]
-    table = pd.DataFrame(rows, columns=names)
+    shares = _shares(aligned, weights)
+    mean, votes = _add_up(aligned, shares, how)
+    first = next(iter(aligned.values()))
+    truth = scores.join_labels(first, manifest)
+    names = [name for name in aligned if shares.get(name, 0) < 1]
+    whole = _find_correct(_decide(first, mean, votes, how), truth)
+    without = []
+    for name in names:
+        part, share = aligned[name].probs, shares.get(name, 0.0)
+        rest_mean = (mean - share * part) / (1 - share)
+        rest = rest_mean
+        if how != "soft":
+            rest = (votes - share * _VOTES[how](part)) / (1 - share)
+        without.append(_find_correct(_decide(first, rest_mean, rest, how), truth))
+    codes = scores.group_codes(first.image_ids, groups)
+    losses = scores.paired_gains(whole, np.array(without), codes)
+    table = pd.DataFrame(
+        {
+            "run": names,
+            "alone": [_find_correct(aligned[name], truth).mean() for name in names],
+            "without": [float(right.mean()) for right in without],
+            "adds": -losses["gain"],
+            "low": -losses["high"],
+            "high": -losses["low"],
+            "verdict": losses["verdict"].map(_OPPOSITE),
+        }
+    )
     return table.sort_values("adds", ascending=False, ignore_index=True)
 
 
-def _gain(change: scores.Comparison) -> tuple[float, float, float]:
-    return change.gain, change.low, change.high
+def _find_correct(run: Predictions, truth: scores.Labelled) -> np.ndarray:
+    """(N,) bool; rows must be in the order of `truth`."""
+    return scores.align_classes(run, truth.classes).labels == truth.truth
 
 
 # --- searching weights ------------------------------------------------------
@@ -286,6 +312,10 @@ class WeightSearch:
         fitted: weights fitted on all rows, summing to 1.
         path: step, added (run), accuracy, log_loss of the greedy search on all rows,
             the rows it was fitted on.
+        oof: the recommended blend of the same images; where it is the fitted one,
+            each row was weighted by what other folds taught. Score this, not a blend
+            by `weights`, which have seen the labels.
+        fitted_oof: the fitted blend, likewise.
         verdict: fitted against equal weights, in words.
     """
 
@@ -293,6 +323,8 @@ class WeightSearch:
     weights: dict[str, float]
     fitted: dict[str, float]
     path: pd.DataFrame
+    oof: Predictions
+    fitted_oof: Predictions
     verdict: str
 
 
@@ -317,46 +349,90 @@ def search_weights(
         steps: members added, the same one possibly often.
         seed: of the bootstrap.
     """
-    aligned = align(runs)
+    classes = manifests.class_names(manifest)
+    aligned = {
+        name: scores.align_classes(run, classes) for name, run in align(runs).items()
+    }
     rivals = _rival_probs(aligned, manifest)
     path = _select_greedily(rivals, steps)
     fitted = _as_weights(path, list(aligned))
     equal = blend(aligned)
     nested = _blend_nested(aligned, rivals, groups, steps)
-    contenders = {
-        **{name: ("run", run) for name, run in aligned.items()},
-        "equal weights": ("equal", equal),
-        "fitted weights": ("fitted", nested),
-    }
-    rows = [
-        _score_row(name, kind, run, equal, (manifest, groups, seed))
-        for name, (kind, run) in contenders.items()
-    ]
+    contenders = {**aligned, "equal weights": equal, "fitted weights": nested}
+    table = _score_contenders(contenders, manifest, groups, seed)
     change = scores.compare(equal, nested, manifest, groups, seed=seed)
     use_fitted = change.verdict == "better"
-    table = pd.DataFrame(rows)
     table["recommended"] = table["kind"] == ("fitted" if use_fitted else "equal")
-    weights = fitted if use_fitted else dict.fromkeys(aligned, 1 / len(aligned))
-    steps_table = _as_path(path, rivals, list(aligned))
-    text = f"fitted against equal weights: {change.text}"
-    return WeightSearch(table, weights, fitted, steps_table, text)
+    return WeightSearch(
+        table=table,
+        weights=fitted if use_fitted else dict.fromkeys(aligned, 1 / len(aligned)),
+        fitted=fitted,
+        path=_as_path(path, rivals, list(aligned)),
+        oof=nested if use_fitted else equal,
+        fitted_oof=nested,
+        verdict=f"fitted against equal weights: {change.text}",
+    )
+
+
+def _score_contenders(
+    runs: dict[str, Predictions],
+    manifest: pd.DataFrame,
+    groups: pd.DataFrame | None,
+    seed: int,
+) -> pd.DataFrame:
+    """One row per run and blend; all are judged on the same drawn groups."""
+    first = next(iter(runs.values()))
+    truth = scores.join_labels(first, manifest)
+    codes = scores.group_codes(first.image_ids, groups)
+    right = np.array([_find_correct(run, truth) for run in runs.values()])
+    sampled = scores.bootstrap_means(right, codes, seed=seed)
+    lows, highs = np.quantile(sampled, [0.025, 0.975], axis=1)
+    reference = right[list(runs).index("equal weights")]
+    gains = scores.paired_gains(reference, right, codes, seed=seed)
+    kinds = {"equal weights": "equal", "fitted weights": "fitted"}
+    return pd.DataFrame(
+        {
+            "name": list(runs),
+            "kind": [kinds.get(name, "run") for name in runs],
+            "accuracy": right.mean(axis=1),
+            "low": lows,
+            "high": highs,
+            "log_loss": [_log_loss(run, truth) for run in runs.values()],
+            "gain": gains["gain"],
+            "gain_low": gains["low"],
+            "gain_high": gains["high"],
+        }
+    )
+
+
+def _log_loss(run: Predictions, truth: scores.Labelled) -> float:
+    """Mean of −log probability of the true class, nats."""
+    probs = scores.align_classes(run, truth.classes).probs
+    own = probs[np.arange(len(probs)), truth.truth]
+    return float(-np.log(np.maximum(own, _TINY)).mean())
 
 
 def _rival_probs(runs: dict[str, Predictions], manifest: pd.DataFrame) -> np.ndarray:
     """(C, M, N) float32: the true class's probability first, then its rivals'.
 
+    Columns of the runs are in the manifest's class order.
+
     Only the classes that some member finds likely can win a weighted mean, so a
     search needs these few and not all K: 40 runs × 15,000 pictures are 26 MB.
     """
-    joined = {name: scores.join_labels(run, manifest) for name, run in runs.items()}
-    truth = next(iter(joined.values())).truth[:, None]  # (N, 1)
-    likely = np.maximum.reduce([one.probs for one in joined.values()])
+    first = next(iter(runs.values()))
+    truth = scores.join_labels(first, manifest).truth[:, None]  # (N, 1)
+    likely = np.zeros(first.logits.shape)
+    for run in runs.values():
+        np.maximum(likely, run.probs, out=likely)
     np.put_along_axis(likely, truth, -1.0, axis=1)  # a class is not its own rival
-    count = min(_RIVALS, likely.shape[1] - 1)
+    count = min(_RIVALS, len(first.classes) - 1)
     rivals = np.argpartition(-likely, count - 1, axis=1)[:, :count]  # (N, C-1)
     columns = np.concatenate([truth, rivals], axis=1)
-    picked = [np.take_along_axis(o.probs, columns, axis=1) for o in joined.values()]
-    return np.stack(picked).transpose(2, 0, 1).astype(np.float32)
+    picked = np.empty((count + 1, len(runs), len(columns)), np.float32)
+    for member, run in enumerate(runs.values()):
+        picked[:, member] = np.take_along_axis(run.probs, columns, axis=1).T
+    return picked
 
 
 def _select_greedily(rivals: np.ndarray, steps: int) -> list[int]:
@@ -438,29 +514,6 @@ def _take(run: Predictions, rows: np.ndarray) -> Predictions:
     return Predictions(
         run.image_ids[rows], run.classes, run.logits[rows], run.fold[rows]
     )
-
-
-def _score_row(
-    name: str,
-    kind: str,
-    run: Predictions,
-    equal: Predictions,
-    judged_by: tuple[pd.DataFrame, pd.DataFrame | None, int],
-) -> dict[str, object]:
-    manifest, groups, seed = judged_by
-    summary = scores.summarise(run, manifest, groups, seed=seed)
-    change = scores.compare(equal, run, manifest, groups, seed=seed)
-    return {
-        "name": name,
-        "kind": kind,
-        "accuracy": summary["accuracy"],
-        "low": summary["accuracy_low"],
-        "high": summary["accuracy_high"],
-        "log_loss": summary["log_loss"],
-        "gain": change.gain,
-        "gain_low": change.low,
-        "gain_high": change.high,
-    }
 
 
 # --- submission -------------------------------------------------------------

@@ -7,6 +7,7 @@ instead of legends. Data, training and scores are here, grids of pictures in
 columns are shortened in the middle.
 """
 
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 
@@ -108,7 +109,7 @@ def class_colours(classes: Sequence[str]) -> dict[str, str]:
     Neighbours are far apart: hues step by the golden ratio, lightness in threes.
     """
     hues = (0.03 + 0.618034 * np.arange(len(classes))) % 1
-    shades = np.array([(0.75, 0.72), (0.55, 0.82), (0.85, 0.55)])
+    shades = np.array([(0.42, 0.74), (0.30, 0.84), (0.50, 0.60)])
     picked = shades[np.arange(len(classes)) % 3]
     rgb = hsv_to_rgb(np.column_stack([hues, picked]))
     return {name: to_hex(colour) for name, colour in zip(classes, rgb, strict=True)}
@@ -201,7 +202,8 @@ def _bar_counts(counts: np.ndarray, names: list[str], ax: Axes | None) -> Axes:
     colours = class_colours(names)
     ax.barh(names_range(names), counts, 0.7, color=[colours[name] for name in names])
     for row, count in enumerate(counts):
-        ax.text(count, row, f" {count}", va="center", fontsize=8, color=INK)
+        text = ax.text(count, row, f" {count} ", va="center", fontsize=8)
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     _mark_line(ax, float(np.median(counts)), f"median {np.median(counts):.0f}")
     ax.grid(False)
     ax.set(xlabel="images", xlim=(0, counts.max() * 1.08))
@@ -226,7 +228,8 @@ def plot_sizes(findings: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         line = np.array(ends)
         ax.plot(line, line / ratio, color=GREY, linewidth=0.7, linestyle=(0, (4, 3)))
         at = (ends[1], ends[1] / ratio) if ratio >= 1 else (ends[1] / 2, ends[1])
-        ax.annotate(text, at, ha="right", va="top", color=GREY, fontsize=8)
+        label = ax.text(*at, text, ha="right", va="top", color=GREY, fontsize=8)
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
     ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(mpl.ticker.LogLocator(base=2, subs=(1.0,)))
@@ -251,8 +254,8 @@ def _readable(findings: pd.DataFrame) -> pd.DataFrame:
 def plot_brightness(findings: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Mean grey level of the readable pictures, 0 black to 255 white."""
     seen = _readable(findings)["brightness"].dropna().to_numpy()
-    ax = _plot_spread(seen, (0.0, 255.0), ax)
-    ax.set_xlabel("mean grey level of a picture, 0 black to 255 white")
+    ax = _plot_spread(seen, (0.0, 255.0), "{:.0f}", ax)
+    ax.set_xlabel("mean grey level, 0 black to 255 white   shaded: middle 95 %")
     ax.set_title("Brightness")
     return ax
 
@@ -261,15 +264,15 @@ def plot_ink(findings: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Share of each readable picture that is inked."""
     seen = _readable(findings)["ink"].dropna().to_numpy()
     top = float(np.clip(np.quantile(seen, 0.999) * 1.2, 0.05, 1)) if len(seen) else 1.0
-    ax = _plot_spread(seen.clip(max=top), (0.0, top), ax)
+    ax = _plot_spread(seen.clip(max=top), (0.0, top), "{:.1%}", ax)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set_xlabel("share of the picture that is inked")
+    ax.set_xlabel("share of the picture that is inked   shaded: middle 95 %")
     ax.set_title("Ink")
     return ax
 
 
 def _plot_spread(
-    values: np.ndarray, ends: tuple[float, float], ax: Axes | None
+    values: np.ndarray, ends: tuple[float, float], template: str, ax: Axes | None
 ) -> Axes:
     """A histogram with its median and the middle 95 % marked."""
     ax = _axes(ax, 2.6, 5.2)
@@ -277,7 +280,7 @@ def _plot_spread(
     if len(values):
         low, middle, high = np.quantile(values, [0.025, 0.5, 0.975])
         ax.axvspan(low, high, color=FAINT, alpha=0.5, zorder=0, linewidth=0)
-        _mark_line(ax, middle, f"median {middle:.3g}, shaded: middle 95 %")
+        _mark_line(ax, middle, f"median {template.format(middle)}")
     ax.set(xlim=ends, ylabel="pictures")
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     return ax
@@ -365,14 +368,24 @@ def plot_history(history: pd.DataFrame) -> Figure:
     left.set(xlabel="epoch", ylabel="loss, nats")
     left.set_title("Loss")
     left.set_ylim(bottom=0)
-    _plot_curves(right, history, "valid_accuracy", WARM, "mean of folds")
+    _plot_curves(right, history, "valid_accuracy", WARM, "mean")
     right.set(xlabel="epoch", ylabel="accuracy, 0-1")
     right.set_title("Validation accuracy")
     for ax in (left, right):
         ax.grid(axis="y")
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        ax.margins(x=0.02)
+        _spread_labels(ax)
     return figure
+
+
+def _spread_labels(ax: Axes) -> None:
+    """Move the labels at the line ends apart, a twelfth of the axis at least."""
+    low, high = ax.get_ylim()
+    least, floor = (high - low) / 12, -np.inf
+    for text in sorted(ax.texts, key=lambda one: one.get_position()[1]):
+        x, y = text.get_position()
+        floor = max(y, floor + least)
+        text.set_position((x, floor))
 
 
 def _plot_curves(
@@ -382,19 +395,13 @@ def _plot_curves(
     if column not in history or history[column].isna().all():
         return
     table = history.pivot_table(index="epoch", columns="fold", values=column)
-    single = table.shape[1] == 1
-    if not single:
+    if table.shape[1] > 1:
         ax.plot(table.index, table, color=colour, alpha=0.35, linewidth=0.8)
     mean = table.mean(axis=1)
     ax.plot(mean.index, mean, color=colour, linewidth=2, marker="o", ms=3)
-    ax.annotate(
-        f"{'' if single and column == 'valid_accuracy' else name} {mean.iloc[-1]:.3f}",
-        (mean.index[-1], mean.iloc[-1]),
-        xytext=(0, 6),
-        textcoords="offset points",
-        ha="right",
-        color=colour,
-        fontsize=8.5,
+    text = f"  {name} {mean.iloc[-1]:.3f}"
+    ax.text(
+        mean.index[-1], mean.iloc[-1], text, color=colour, fontsize=8.5, va="center"
     )
 
 
@@ -444,8 +451,8 @@ def plot_fold_scores(
         color=WARM,
         fontsize=8.5,
     )
-    _set_score_limits(ax, [*values, *ends], baseline, chance)
     ax.set_xlabel(f"{column.replace('_', ' ')}, 0-1")
+    _set_score_limits(ax, [*values, *ends], baseline, chance)
     ax.set_title(f"{_title_of(column)} by fold", pad=20)
     return ax
 
@@ -467,7 +474,7 @@ def _mean_ends(
 def _set_score_limits(
     ax: Axes, values: Sequence[float], baseline: float | None, chance: float | None
 ) -> None:
-    """Zoom to the scores and the baseline; chance off the axis is named at its edge."""
+    """Zoom to the scores and the baseline; chance off the axis is named below it."""
     shown = [*values, *([baseline] if baseline is not None else [])]
     if baseline is None and chance is not None:
         shown.append(chance)
@@ -483,17 +490,9 @@ def _set_score_limits(
         return
     if chance >= left:
         _mark_line(ax, chance, f"chance {chance:.3f}", dashed=False)
-    else:
-        ax.annotate(
-            f"← chance {chance:.3f}",
-            (0, 1),
-            xycoords="axes fraction",
-            xytext=(0, 1),
-            textcoords="offset points",
-            color=GREY,
-            fontsize=8,
-            va="bottom",
-        )
+        return
+    # Far below: said in words, since an axis from chance would flatten the rest.
+    ax.set_xlabel(f"{ax.get_xlabel()}   ← chance {chance:.3f}, off the axis")
 
 
 # --- comparing runs ---------------------------------------------------------
@@ -521,8 +520,8 @@ def plot_score_ladder(
     marked = ranked.get("marked", pd.Series(False, index=ranked.index))
     _plot_intervals(ax, ranked, "mean", marked.to_numpy(bool))
     values = ranked[["mean", "low", "high"]].to_numpy().ravel()
-    _set_score_limits(ax, values.tolist(), baseline, chance)
     ax.set_xlabel(f"{score}, 0-1, with 95 % bootstrap interval")
+    _set_score_limits(ax, values.tolist(), baseline, chance)
     ax.set_title(f"Runs by {score}", pad=20)
     return ax
 
@@ -626,6 +625,7 @@ def _plot_recall_rows(table: pd.DataFrame, ax: Axes | None, title: str) -> Axes:
         _rows_axes(ax, names)
     rows = np.arange(len(table))
     ax.hlines(rows, 0, table["recall"], color=FAINT, linewidth=2, zorder=1)
+    ax.axvline(table["recall"].mean(), color=GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.plot(table["precision"], rows, "|", color=GREY, ms=8, mew=1.5)
     ax.plot(table["recall"], rows, "o", color=WARM, ms=5)
     for row, (thief, share) in enumerate(
@@ -686,7 +686,7 @@ def _write_cells(
 ) -> None:
     """Write each value above 0 into its cell, light on dark."""
     for row, column in zip(*np.nonzero(values), strict=True):
-        colour = "white" if shares[row, column] > 0.55 else INK
+        colour = "white" if shares[row, column] > 0.45 else INK
         text = template.format(values[row, column])
         ax.text(column, row, text, ha="center", va="center", fontsize=7.5, color=colour)
 
@@ -779,17 +779,25 @@ def plot_attention(
     """Where a model looks: share of its attention that lies on ink, all pictures.
 
     Args:
-        shares: (N,) share of attention on ink, 0-1, `gradcam.ink_share`.
+        shares: (N,) share of attention on ink, 0-1, `gradcam.ink_share`; NaN where
+            a map is empty, which is left out.
         ink: (N,) share of the picture that is ink, 0-1: what blind looking gives.
         ax: where to draw.
     """
     ax = _axes(ax, 2.8)
     blind = "ink's share of the picture (blind looking)"
     ax.hist(ink, 50, range=(0, 1), color=FAINT, label=blind)
-    ax.hist(shares, 50, range=(0, 1), color=WARM, alpha=0.75, label="attention on ink")
+    ax.hist(
+        shares[~np.isnan(shares)],
+        50,
+        range=(0, 1),
+        color=WARM,
+        alpha=0.75,
+        label="attention on ink",
+    )
     ax.legend(loc="upper right")
     ax.set(xlim=(0, 1), xlabel="share, 0-1", ylabel="pictures")
-    ratio = shares.mean() / max(float(ink.mean()), 1e-9)
+    ratio = np.nanmean(shares) / max(float(ink.mean()), 1e-9)
     ax.set_title(f"Attention on ink, {ratio:.1f} times blind looking")
     return ax
 
@@ -810,7 +818,7 @@ def plot_agreement(
     )
     if len(matrix) <= 15:
         _write_cells(ax, matrix.to_numpy(), matrix.to_numpy(), "{:.2f}")
-    ax.set_title(subject)
+    ax.set_title(textwrap.fill(subject, 6 * len(matrix) + 24))
     return ax
 
 

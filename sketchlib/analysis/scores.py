@@ -625,27 +625,61 @@ def compare(
         ValueError: different pictures or folds, with the difference named.
     """
     left, right = _pair(a, b, manifest, shared_only)
-    change = right.correct.astype(np.int64) - left.correct.astype(np.int64)
     codes = group_codes(left.image_ids, groups)
-    sums = np.bincount(codes, change)
-    sizes = np.bincount(codes)
-    blocks = _draw_groups(len(sizes), draws, seed)
-    sampled = np.concatenate([sums @ drawn / (sizes @ drawn) for drawn in blocks])
-    low, high = (float(end) for end in np.quantile(sampled, [0.025, 0.975]))
-    gained, lost = int((change > 0).sum()), int((change < 0).sum())
-    p_value = _mcnemar(gained, lost)
+    (row,) = paired_gains(
+        left.correct, right.correct[None], codes, draws=draws, seed=seed
+    ).to_dict("records")
     return Comparison(
         accuracy_a=float(left.correct.mean()),
         accuracy_b=float(right.correct.mean()),
-        gain=float(change.mean()),
-        low=low,
-        high=high,
-        p_value=p_value,
-        gained=gained,
-        lost=lost,
-        images=len(change),
-        verdict=_judge(low, high, p_value),
+        images=len(codes),
+        **{str(name): value for name, value in row.items()},
     )
+
+
+def paired_gains(
+    reference: np.ndarray,
+    others: np.ndarray,
+    codes: np.ndarray,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Several runs against one on the same pictures, with the same drawn groups.
+
+    Args:
+        reference: (N,) bool, where the reference is right.
+        others: (R, N) bool, where each other run is right.
+        codes: (N,) group numbers, `group_codes`.
+        draws: bootstrap draws.
+        seed: of the bootstrap.
+    Returns:
+        R rows: gain (accuracy, -1 to 1), low, high (95 %), p_value (McNemar),
+        gained, lost (pictures), verdict.
+    """
+    change = others.astype(np.float64) - reference  # (R, N)
+    sampled = bootstrap_means(change, codes, draws=draws, seed=seed)
+    lows, highs = np.quantile(sampled, [0.025, 0.975], axis=1)
+    rows = []
+    for row, low, high in zip(change, lows.tolist(), highs.tolist(), strict=True):
+        gained, lost = int((row > 0).sum()), int((row < 0).sum())
+        p_value = _mcnemar(gained, lost)
+        verdict = _judge(low, high, p_value)
+        gain = (gained - lost) / len(row)
+        rows.append((gain, low, high, p_value, gained, lost, verdict))
+    names = ["gain", "low", "high", "p_value", "gained", "lost", "verdict"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def bootstrap_means(
+    values: np.ndarray, codes: np.ndarray, *, draws: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """(R, draws) means of each row of `values` (R, N) when groups are redrawn."""
+    groups = int(codes.max()) + 1
+    sizes = np.bincount(codes, minlength=groups).astype(np.float64)
+    sums = np.array([np.bincount(codes, row, minlength=groups) for row in values])
+    blocks = _draw_groups(groups, draws, seed)
+    return np.concatenate([sums @ drawn / (sizes @ drawn) for drawn in blocks], axis=1)
 
 
 def _mcnemar(gained: int, lost: int) -> float:
@@ -683,6 +717,8 @@ def take_images(predictions: Predictions, image_ids: np.ndarray) -> Predictions:
         pd.Index(np.asarray(image_ids).astype(str))
     )
     rows = rows[rows >= 0]
+    if np.array_equal(rows, np.arange(len(predictions.image_ids))):
+        return predictions  # the same order: 40 runs of 30 MB are not copied
     if not len(rows):
         raise ValueError(
             "the runs should share pictures, but have none in common; use runs on the "

@@ -6,8 +6,10 @@ and stand on white. Class activation maps lie under the ink, as a marker pen wou
 Limits: captions are cut to the width of their tile.
 """
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,11 +18,14 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from sketchlib.analysis import plots
+from sketchlib.data import cache
 
 _TILE_PX = 192  # sharp at 1.15 inches and 120 dpi, also when a browser zooms
 _GAP_PX = 14
-_LINE_PX = 25  # height of one caption line
-_INCH_PX = 165.0  # sheet pixels shown per inch
+_INCH_PX = 165.0  # sheet pixels shown per inch, more on sheets wider than a notebook
+_LINE = 0.152  # inches, height of a caption line
+_LETTER = 0.058  # inches, mean width of a letter of a caption
+_NAME = 1.35  # inches, room for the name of a row
 _FRAME = 226  # grey level of the line around a tile
 
 
@@ -40,10 +45,18 @@ class _Sheet:
 
     width: int
     height: int
+    unit: float  # sheet pixels per inch
     texts: list[_Text] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.paper = np.full((self.height, self.width, 3), 255, np.uint8)
+
+    def write(
+        self, x: float, y: float, line: str, colour: str = plots.INK, *, tiles: int = 1
+    ) -> None:
+        """A caption line at (x, y), cut to the width of its tiles."""
+        letters = int(tiles * _TILE_PX / self.unit / _LETTER)
+        self.texts.append(_Text(x, y, plots.shorten(line, letters), colour))
 
     def put(self, picture: np.ndarray, x: int, y: int) -> None:
         """Fit a picture into the tile whose upper left corner is at (x, y)."""
@@ -52,9 +65,9 @@ class _Sheet:
         cv2.rectangle(self.paper, (x, y), corner, (_FRAME,) * 3, 1)
 
     def draw(self, title: str) -> Figure:
-        size = (self.width / _INCH_PX, self.height / _INCH_PX + 0.4 * bool(title))
+        size = (self.width / self.unit, self.height / self.unit + 0.4 * bool(title))
         figure = plt.figure(figsize=size, layout="none")
-        share = self.height / _INCH_PX / size[1]
+        share = self.height / self.unit / size[1]
         ax = figure.add_axes((0, 0, 1, share))
         ax.imshow(self.paper, interpolation="antialiased")
         ax.set_axis_off()
@@ -71,6 +84,11 @@ class _Sheet:
                 va="top",
             )
         return figure
+
+
+def _find_unit(tiles_px: int, label_inches: float = 0.0) -> float:
+    """Sheet pixels per inch at which tiles and row names fit a notebook's width."""
+    return max(_INCH_PX, tiles_px / (plots.WIDTH - label_inches))
 
 
 def fit_tile(picture: np.ndarray, side_px: int) -> np.ndarray:
@@ -107,8 +125,8 @@ def _as_colour(picture: np.ndarray) -> np.ndarray:
 def lay_cam(picture: np.ndarray, cam: np.ndarray) -> np.ndarray:
     """The picture with a class activation map under its ink.
 
-    Paper takes the colour of the map, ink stays as it is; the paper is the level
-    that the picture's edge has most, so dark paper works as well.
+    Paper takes the colour of the map, ink stays as it is; a drawing on dark paper is
+    turned first.
 
     Args:
         picture: (H, W) or (H, W, 3) uint8.
@@ -120,19 +138,14 @@ def lay_cam(picture: np.ndarray, cam: np.ndarray) -> np.ndarray:
     height, width = colour.shape[:2]
     heat = cv2.resize(cam.astype(np.float32), (width, height))
     paint = plots.HEAT(np.clip(heat, 0, 1))[..., :3]  # (H, W, 3)
-    grey = cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    depth = np.abs(grey - _paper_level(grey))
+    grey = cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY)
+    paper = cache.ground_level(grey)
+    depth = np.abs(grey.astype(np.float32) - paper)
     ink = np.clip(depth / max(float(depth.max()), 1.0), 0, 1)[..., None]
     drawn = colour / 255
-    if _paper_level(grey) < 128:  # light ink would vanish on light paint
+    if paper < cache.DARK_GROUND:  # light ink would vanish on light paint
         drawn = 1 - drawn
     return np.rint(255 * (ink * drawn + (1 - ink) * paint)).astype(np.uint8)
-
-
-def _paper_level(grey: np.ndarray) -> float:
-    """The commonest grey level along the four edges, 0-255."""
-    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    return float(np.bincount(edge.astype(np.int64), minlength=256).argmax())
 
 
 def plot_grid(
@@ -159,29 +172,28 @@ def plot_grid(
         )
     columns = min(columns, len(pictures))
     lines = max(caption.count("\n") + 1 for caption in captions)
-    step_y = _TILE_PX + lines * _LINE_PX + _GAP_PX
-    rows = -(-len(pictures) // columns)
-    sheet = _Sheet(_GAP_PX + columns * (_TILE_PX + _GAP_PX), rows * step_y)
+    width = _GAP_PX + columns * (_TILE_PX + _GAP_PX)
+    unit = _find_unit(width)
+    line_px = round(_LINE * unit)
+    step_y = _TILE_PX + lines * line_px + _GAP_PX
+    sheet = _Sheet(width, -(-len(pictures) // columns) * step_y, unit)
     for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         x = _GAP_PX + place % columns * (_TILE_PX + _GAP_PX)
         y = place // columns * step_y
         sheet.put(picture, x, y)
-        _write_lines(sheet, x, y + _TILE_PX + 4, caption)
+        for number, line in enumerate(caption.split("\n")):
+            colour = plots.GREY if number else plots.INK
+            if line.startswith("→"):  # where the picture was sent
+                colour = plots.WARM
+            sheet.write(x, y + _TILE_PX + 4 + number * line_px, line, colour)
     return sheet.draw(title)
-
-
-def _write_lines(sheet: _Sheet, x: int, y: int, caption: str) -> None:
-    """Caption lines below a tile, each cut to its width, the first in ink."""
-    for number, line in enumerate(caption.split("\n")):
-        colour = plots.INK if number == 0 else plots.GREY
-        text = plots.shorten(line, 22)
-        sheet.texts.append(_Text(x, y + number * _LINE_PX, text, colour))
 
 
 def plot_class_sheet(
     pictures: Mapping[str, Sequence[np.ndarray]],
     *,
     each: int = 10,
+    classes: Sequence[str] | None = None,
     title: str = "Classes",
 ) -> Figure:
     """One row of pictures per class, its name and colour on the left.
@@ -189,20 +201,28 @@ def plot_class_sheet(
     Args:
         pictures: up to `each` are shown per class name, in the mapping's order.
         each: pictures in a row.
+        classes: all classes, when only some are shown: keeps their colours.
         title: names the subject.
     """
-    label_px = 230
     step = _TILE_PX + _GAP_PX
-    sheet = _Sheet(label_px + each * step, max(1, len(pictures)) * step)
-    colours = plots.class_colours(list(pictures))
+    unit = _find_unit(each * step, _NAME)
+    left = round(_NAME * unit)
+    sheet = _Sheet(left + each * step, max(1, len(pictures)) * step, unit)
+    colours = plots.class_colours(classes or list(pictures))
     for row, (name, tiles) in enumerate(pictures.items()):
         y = row * step
         sheet.paper[y : y + _TILE_PX, _GAP_PX : _GAP_PX + 6] = _rgb(colours[name])
-        text, middle = plots.shorten(name, 22), y + _TILE_PX / 2
-        sheet.texts.append(_Text(_GAP_PX + 16, middle, text, size=8.5, align="center"))
+        _write_name(sheet, name, row)
         for column, picture in enumerate(tiles[:each]):
-            sheet.put(picture, label_px + column * step, y)
+            sheet.put(picture, left + column * step, y)
     return sheet.draw(title)
+
+
+def _write_name(sheet: _Sheet, name: str, row: int) -> None:
+    """The name of a row of tiles, at its left, in two lines if need be."""
+    y = row * (_TILE_PX + _GAP_PX) + _TILE_PX / 2
+    text = "\n".join(textwrap.wrap(plots.shorten(name, 34), 19))
+    sheet.texts.append(_Text(_GAP_PX + 16, y, text, size=8.5, align="center"))
 
 
 def _rgb(colour: str) -> tuple[int, ...]:
@@ -226,20 +246,20 @@ def plot_pairs(
         title: names the subject.
     """
     columns = max(1, min(columns, len(pairs)))
-    step_x, step_y = 2 * _TILE_PX + 4 * _GAP_PX, _TILE_PX + 3 * _LINE_PX + _GAP_PX
-    rows = max(1, -(-len(pairs) // columns))
-    sheet = _Sheet(columns * step_x, rows * step_y)
+    step_x = 2 * _TILE_PX + 3 * _GAP_PX
+    unit = _find_unit(columns * step_x)
+    line_px = round(_LINE * unit)
+    step_y = _TILE_PX + 2 * line_px + 2 * _GAP_PX
+    sheet = _Sheet(columns * step_x, max(1, -(-len(pairs) // columns)) * step_y, unit)
     for place, pair in enumerate(pairs.to_dict("records")):
-        x = _GAP_PX + place % columns * step_x
-        y = place // columns * step_y
+        x, y = _GAP_PX + place % columns * step_x, place // columns * step_y
+        below = y + _TILE_PX + 4
         for side, name in enumerate((pair["image_id_a"], pair["image_id_b"])):
             left = x + side * (_TILE_PX + 4)
             sheet.put(pictures[name], left, y)
-            text, below = plots.shorten(name, 22), y + _TILE_PX + 4
-            sheet.texts.append(_Text(left, below + _LINE_PX, text, plots.GREY))
+            sheet.write(left, below + line_px, name, plots.GREY)
         score = f", {pair['score']:.2f}" if "score" in pair else ""
-        text = f"{pair['kind']}{score}"
-        sheet.texts.append(_Text(x, y + _TILE_PX + 4, text, plots.WARM))
+        sheet.write(x, below, f"{pair['kind']}{score}", plots.WARM, tiles=2)
     return sheet.draw(title)
 
 
@@ -256,16 +276,17 @@ def plot_augmented(
         draws: uint8 pictures by recipe name.
         title: names the subject.
     """
-    label_px, step = 190, _TILE_PX + _GAP_PX
+    step, wide_gap = _TILE_PX + _GAP_PX, 2 * _GAP_PX
     most = max((len(tiles) for tiles in draws.values()), default=0)
-    wide_gap = 2 * _GAP_PX
-    sheet = _Sheet(label_px + (most + 1) * step + wide_gap, max(1, len(draws)) * step)
+    tiles_px = (most + 1) * step + wide_gap
+    unit = _find_unit(tiles_px, _NAME)
+    left = round(_NAME * unit)
+    sheet = _Sheet(left + tiles_px, max(1, len(draws)) * step, unit)
     for row, (name, tiles) in enumerate(draws.items()):
-        text, middle = plots.shorten(name, 20), row * step + _TILE_PX / 2
-        sheet.texts.append(_Text(_GAP_PX, middle, text, size=8.5, align="center"))
-        sheet.put(original, label_px, row * step)
+        _write_name(sheet, name, row)
+        sheet.put(original, left, row * step)
         for column, picture in enumerate(tiles, 1):
-            sheet.put(picture, label_px + column * step + wide_gap, row * step)
+            sheet.put(picture, left + column * step + wide_gap, row * step)
     return sheet.draw(title)
 
 
@@ -273,7 +294,7 @@ def plot_mistakes(
     pictures: Sequence[np.ndarray],
     table: pd.DataFrame,
     *,
-    cams: Sequence[np.ndarray] | np.ndarray | None = None,
+    cams: np.ndarray | Mapping[str, np.ndarray] | None = None,
     columns: int = 8,
     title: str = "Most confident mistakes",
 ) -> Figure:
@@ -283,21 +304,27 @@ def plot_mistakes(
         pictures: uint8, in the order of `table`.
         table: rows of `scores.per_picture`: image_id, class_name, predicted,
             probability (0-1).
-        cams: (h, w) maps in 0-1 for each picture, drawn under its ink as a second
-            tile; None shows the pictures alone.
-        columns: tiles in a row; a picture and its map take two.
+        cams: (N, h, w) maps in 0-1, drawn under the ink as a second tile; several
+            by name (true and predicted class, two models) make as many tiles; None
+            shows the pictures alone.
+        columns: tiles in a row; a picture and its maps stay together.
         title: names the subject.
     """
-    captions = [
-        f"{name} → {predicted}\n{probability:.2f} · {image_id.split('/')[-1]}"
-        for image_id, name, predicted, probability in table[
-            ["image_id", "class_name", "predicted", "probability"]
-        ].itertuples(index=False)
-    ]
-    if cams is None:
-        return plot_grid(pictures, captions, columns=columns, title=title)
-    tiles, texts = [], []
-    for picture, cam, caption in zip(pictures, cams, captions, strict=True):
-        tiles += [picture, lay_cam(picture, cam)]
-        texts += [caption, "looked at"]
-    return plot_grid(tiles, texts, columns=2 * max(1, columns // 2), title=title)
+    maps = {} if cams is None else cams
+    named = dict(maps) if isinstance(maps, Mapping) else {"looked at": maps}
+    tiles, captions = [], []
+    for row, (picture, mistake) in enumerate(
+        zip(pictures, table.to_dict("records"), strict=True)
+    ):
+        tiles += [picture, *(lay_cam(picture, cam[row]) for cam in named.values())]
+        captions += [_describe(mistake), *named]
+    each = 1 + len(named)
+    columns = each * max(1, columns // each)
+    return plot_grid(tiles, captions, columns=columns, title=title)
+
+
+def _describe(row: Mapping[Hashable, Any]) -> str:
+    """True class, predicted class with its probability, file: a line each."""
+    sign = "=" if row["predicted"] == row["class_name"] else "→"
+    answer = f"{sign} {row['predicted']} {row['probability']:.2f}"
+    return f"{row['class_name']}\n{answer}\n{str(row['image_id']).split('/')[-1]}"

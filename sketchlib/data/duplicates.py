@@ -4,16 +4,14 @@ Candidates come from low-frequency DCT vectors of two frames, the ink box (finds
 crops and margins) and the whole picture (finds added text), compared under the four
 flips and the transpose at once: a flip only changes the sign of odd frequencies.
 A first-order fit of shift, turn and scale (tangent distance, Simard et al. 1993)
-leaves few pairs, and those are aligned on 96 px ink maps by OpenCV's ECC (Evangelidis
-and Psarakis 2008) and correlated after a band-pass, so that neither white paper nor
-black filling counts as likeness.
-Limits: free rotations up to about 10°; mirrored or turned copies of a symmetrical
-drawing may be called near; pictures flagged blank or unreadable never pair.
+leaves few pairs, and those are proved on their pixels by `alignment`.
+Limits: free rotations up to about 15°; mirrored or turned copies of a symmetrical
+drawing may be called near. Pictures flagged blank or unreadable never pair, and those
+with under 0.2 % of ink only when their pixels are the same. Each picture has its 40
+most promising candidates tried, so of a larger set only part of the pairs is listed.
 """
 
 import itertools
-import math
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -23,7 +21,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from sketchlib.data import audit
+from sketchlib.data import alignment, audit
 
 # (transpose, flip top to bottom, flip left to right), in this order
 _STEPS = list(itertools.product((False, True), repeat=3))
@@ -43,16 +41,11 @@ _INVERSE = np.array([0, 1, 2, 3, 4, 6, 5, 7])  # of each orientation
 
 _SMALL_PX = 32  # side at which frequencies are taken
 _BLOCK = 512
+_LEAST_INK = 0.002  # share; with less, a speck is all there is to compare
 _MOST_LINKED = 40  # members of a set whose every pair is checked
 _MOST_EXACT = 40  # larger sets of identical files are listed against their first
-_MAX_STRETCH = 1.05  # a copy is not squeezed: ratio of the two scales
-_FIRST_STRETCH = 1.12  # the same, of the rough first fit
-_MIN_COVER = 0.6  # share of the ink both frames must see
-_SURE = 0.99  # no further alignment is tried above this score
-_NEARBY = np.ones((5, 5), np.uint8)
-_LETTER_PX = 8  # greatest height of lettering in a 96 px map
-_HOPELESS = 0.82  # least correlation at 48 px before any alignment
-
+_MOST_TRIED = 40  # candidates verified for each picture
+_FIRST_STRETCH = 1.12  # greatest ratio of the two scales in the rough first fit
 
 _Match = tuple[int, int, int, float]  # i, j, orientation, score
 
@@ -76,10 +69,10 @@ class Frame:
     angle: float = 0.0
 
 
-BOX = Frame(index=0, waves=8, cosine=0.82, tangent=0.955)
-FULL = Frame(index=1, waves=12, cosine=0.87, tangent=0.955)
-LEFT = Frame(index=1, waves=12, cosine=0.87, tangent=0.955, angle=9.0)
-RIGHT = Frame(index=1, waves=12, cosine=0.87, tangent=0.955, angle=-9.0)
+BOX = Frame(index=0, waves=8, cosine=0.75, tangent=0.92)
+FULL = Frame(index=1, waves=12, cosine=0.80, tangent=0.90)
+LEFT = Frame(index=1, waves=12, cosine=0.77, tangent=0.88, angle=9.0)
+RIGHT = Frame(index=1, waves=12, cosine=0.77, tangent=0.88, angle=-9.0)
 FRAMES = (BOX, FULL, LEFT, RIGHT)
 
 
@@ -156,8 +149,9 @@ def find_pairs(
     usable = ~(audit.flagged(findings, "blank") | audit.flagged(findings, "unreadable"))
     rows = np.flatnonzero(usable)
     exact = _exact_sets(findings, rows)
-    first = np.unique(exact)
-    search = _Search(thumbs, first, threshold, workers or os.cpu_count() or 1)
+    ink = findings["ink"].to_numpy()
+    first = np.array([row for row in np.unique(exact) if ink[row] >= _LEAST_INK], int)
+    search = _Search(thumbs, first, threshold, workers)
     extra = _extra_pairs(candidates, findings, exact, first)
     near = search.run(extra)
     return _as_table(findings, rows, exact, near)
@@ -223,9 +217,8 @@ def _extra_pairs(
     usable = np.flatnonzero(
         ~(audit.flagged(findings, "blank") | audit.flagged(findings, "unreadable"))
     )
-    stands_for = pd.Series(
-        np.searchsorted(first, exact), index=findings["image_id"].iloc[usable]
-    )
+    place = pd.Series(np.arange(len(first)), index=first).reindex(exact)
+    stands_for = pd.Series(place.to_numpy(), index=findings["image_id"].iloc[usable])
     known = candidates[PAIR_COLUMNS[:2]].apply(lambda ids: ids.map(stands_for))
     pairs = np.sort(known.dropna().to_numpy().astype(np.int64), axis=1)
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
@@ -265,14 +258,15 @@ def make_spectra(thumbs: np.ndarray, rows: np.ndarray, frame: Frame) -> _Spectra
     basis = _dct_basis(_SMALL_PX, waves)
     for start in range(0, total, _BLOCK):
         small = _shrink_maps(thumbs, rows[start : start + _BLOCK], frame)
-        tangents[start : start + _BLOCK] = basis @ _tangent_fields(small) @ basis.T
+        fields_of = _tangent_fields(small)  # (n, 7, 32, 32)
+        tangents[start : start + _BLOCK] = basis @ fields_of @ basis.T
     tangents[:, :, 0, 0] = 0  # the mean: how much ink, not which
     unit = _normalise(tangents[:, 0])
-    tangents = tangents.reshape(total, 7, -1)
-    gram = tangents @ tangents.swapaxes(1, 2)
+    flat = tangents.reshape(total, 7, -1)
+    gram = flat @ flat.swapaxes(1, 2)
     trace = np.trace(gram, axis1=1, axis2=2)[:, None, None] / 7 + 1e-6
     inverse = np.linalg.inv(gram + 1e-3 * trace * np.eye(7, dtype=np.float32))
-    return _Spectra(unit, tangents, inverse)
+    return _Spectra(unit, flat, inverse)
 
 
 def _make_units(thumbs: np.ndarray, rows: np.ndarray, frame: Frame) -> np.ndarray:
@@ -309,8 +303,9 @@ def ink_of(thumbs: np.ndarray, row: int, frame: Frame) -> np.ndarray:
 
 
 def _shrink(ink: np.ndarray) -> np.ndarray:
+    """(32, 32) levelled lines: a black disc would drown the drawing around it."""
     small = cv2.resize(ink, (_SMALL_PX, _SMALL_PX), interpolation=cv2.INTER_AREA)
-    return cv2.GaussianBlur(small.astype(np.float32), (3, 3), 0.7)
+    return alignment.level_lines(small.astype(np.float32), 0.7, 3.0, 0.1)
 
 
 def _tangent_fields(small: np.ndarray) -> np.ndarray:
@@ -374,6 +369,12 @@ def _dense_candidates(
     ]
     found = list(pool.map(compare, corners))
     return np.concatenate(found)
+
+
+def compare_all(unit: np.ndarray, others: np.ndarray, cosine: float) -> np.ndarray:
+    """(M, 2) rows i < j of (N, W, W) unit spectra alike in some orientation."""
+    with audit.one_thread_each(0) as pool, threadpool_limits(1):
+        return _dense_candidates(unit, others, cosine, pool)
 
 
 @dataclass(frozen=True)
@@ -446,163 +447,6 @@ def _project(
     )
 
 
-# --- verification ---------------------------------------------------------------
-
-
-def _start_matrix(shift: np.ndarray) -> np.ndarray:
-    """(2, 3) affine map at 96 px from the first-order fit at 32 px."""
-    scale = audit.THUMB_PX / _SMALL_PX
-    centre = np.full(2, (audit.THUMB_PX - 1) / 2)
-    dx, dy, xx, yy, xy, yx = shift
-    half = _SMALL_PX / 2
-    linear = np.eye(2) + np.array([[xx, xy], [yx, yy]]) / half
-    offset = centre + scale * np.array([dx, dy]) - linear @ centre
-    return np.column_stack([linear, offset])
-
-
-def _halved(matrix: np.ndarray) -> np.ndarray:
-    """The same map for pictures of half the side (pixel centres kept)."""
-    linear, offset = matrix[:, :2], matrix[:, 2]
-    moved = (linear @ np.full(2, 0.5) + offset - 0.5) / 2
-    return np.column_stack([linear, moved]).astype(np.float32)
-
-
-def _doubled(matrix: np.ndarray) -> np.ndarray:
-    linear, offset = matrix[:, :2], matrix[:, 2]
-    moved = 2 * offset + 0.5 - linear @ np.full(2, 0.5)
-    return np.column_stack([linear, moved]).astype(np.float32)
-
-
-def _align(
-    target: np.ndarray, moving: np.ndarray, start: np.ndarray, rounds: int
-) -> np.ndarray:
-    """The affine map that lays `moving` on `target`; `start` where ECC gives up."""
-    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, rounds, 1e-3)
-    try:
-        _, found = cv2.findTransformECC(
-            target, moving, start.copy(), cv2.MOTION_AFFINE, stop, None, 1
-        )
-    except cv2.error:  # no convergence: the maps have too little in common
-        return start
-    return found
-
-
-def _warp(ink: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(ink, matrix, ink.shape[::-1], flags=flags)
-
-
-def _band(ink: np.ndarray, sigma: float) -> np.ndarray:
-    """Ink between two scales, in pixels: lines and edges, neither paper nor filling."""
-    fine = cv2.GaussianBlur(ink, (0, 0), sigma)
-    return fine - cv2.GaussianBlur(ink, (0, 0), 3 * sigma)
-
-
-def _lines(ink: np.ndarray) -> np.ndarray:
-    """The fine band with its strength levelled: a faint line counts as a bold one."""
-    band = _band(ink, 1.5)
-    strength = np.sqrt(cv2.GaussianBlur(band * band, (0, 0), 4.5))
-    return band / (strength + 0.05 * strength.max() + 1e-6)
-
-
-def _correlate(one: np.ndarray, two: np.ndarray) -> float:
-    one, two = one.ravel(), two.ravel()
-    size = float(np.sqrt((one @ one) * (two @ two)))
-    return float(one @ two) / size if size > 0 else 0.0
-
-
-def compare_ink(
-    target: np.ndarray, moving: np.ndarray, start: np.ndarray, least: float
-) -> float:
-    """Correlation (0-1) of two (96, 96) ink maps after affine alignment.
-
-    Returns 0 as soon as it is clear that `least` is out of reach, or when the fit
-    squeezes the drawing or leaves too much of its ink outside.
-    """
-    side = (audit.THUMB_PX // 2, audit.THUMB_PX // 2)
-    halves = [
-        cv2.resize(ink, side, interpolation=cv2.INTER_AREA).astype(np.float32)
-        for ink in (target, moving)
-    ]
-    low = [cv2.GaussianBlur(half, (0, 0), 1.0) for half in halves]
-    first = _halved(start)
-    goal = _band(low[0], 1.0)
-    if _correlate(goal, _band(_warp(low[1], first), 1.0)) < _HOPELESS:
-        return 0.0
-    matrix = _align(low[0], low[1], first, 20)
-    if _stretch(matrix) > 1.5 * _MAX_STRETCH - 0.5:
-        return 0.0
-    if _correlate(goal, _band(_warp(low[1], matrix), 1.0)) < least - 0.04:
-        return 0.0
-    full = _doubled(matrix)
-    whole = target.astype(np.float32), moving.astype(np.float32)
-    score = _score(*whole, full)
-    if least - 0.2 < score < _SURE:
-        smooth = [cv2.GaussianBlur(ink, (0, 0), 1.0) for ink in whole]
-        score = max(score, _score(*whole, _align(smooth[0], smooth[1], full, 20)))
-    return score
-
-
-_SEEN = np.ones((audit.THUMB_PX, audit.THUMB_PX), np.float32)
-
-
-def _stretch(matrix: np.ndarray) -> float:
-    """How much more an affine map stretches one direction than the other, from 1."""
-    a, b, c, d = matrix[:, :2].ravel().tolist()
-    even, odd = math.hypot(a + d, c - b), math.hypot(a - d, b + c)
-    return (even + odd) / max(abs(even - odd), 1e-6)
-
-
-def _score(target: np.ndarray, moving: np.ndarray, matrix: np.ndarray) -> float:
-    """Band-passed correlation of aligned maps, line weights made alike; 0 if unfit."""
-    area = abs(float(np.linalg.det(matrix[:, :2].astype(np.float64))))
-    if not 0.25 < area < 4 or _stretch(matrix) > _MAX_STRETCH:
-        return 0.0
-    laid, seen = _warp(moving, matrix), _warp(_SEEN, matrix)
-    shown = target * seen
-    ink = float(laid.sum()), float(shown.sum())
-    kept = ink[0] * area / max(float(moving.sum()), 1.0)
-    if min(kept, ink[1] / max(float(target.sum()), 1.0)) < _MIN_COVER:
-        return 0.0
-    laid, shown = _unletter(laid, shown), _unletter(shown, laid)
-    plain = _correlate(_lines(shown), _lines(laid))
-    ratio = ink[0] / ink[1]
-    if 0.85 < ratio < 1.18 or plain < 0.7:
-        return plain
-    thin, thick = (laid, shown) if ratio < 1 else (shown, laid)
-    wider = (cv2.GaussianBlur(thin, (0, 0), sigma) for sigma in (0.8, 1.4))
-    goal = _lines(thick)
-    return max([plain, *(_correlate(_lines(ink), goal) for ink in wider)])
-
-
-def _unletter(ink: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """`ink` without a line of lettering that `other` has nothing near to."""
-    near = cv2.dilate(other, _NEARBY) > 0.1 * other.max()
-    extra = np.where(near, np.float32(0), ink)
-    surplus = float(extra.sum())
-    if not 0.01 < surplus / max(float(ink.sum()), 1.0) < 0.5:
-        return ink
-    if _is_lettering(extra, surplus) or _is_lettering(extra.T, surplus):
-        return ink - extra
-    return ink
-
-
-def _is_lettering(extra: np.ndarray, surplus: float) -> bool:
-    """One narrow band of rows holds it, long, dense and of uneven strength."""
-    rows = np.cumsum(np.concatenate([[0.0], extra.sum(axis=1)]))
-    inside = rows[_LETTER_PX:] - rows[:-_LETTER_PX]
-    top = int(inside.argmax())
-    if inside[top] < 0.9 * surplus:
-        return False
-    line = extra[top : top + _LETTER_PX].sum(axis=0)
-    inked = np.flatnonzero(line > 0.2 * line.max())
-    first, last = int(inked[0]), int(inked[-1]) + 1
-    if last - first < 1.6 * _LETTER_PX or len(inked) < 0.6 * (last - first):
-        return False
-    inner = line[first + 1 : last - 1]
-    return float(np.abs(np.diff(inner)).mean()) > 0.1 * float(inner.mean())
-
-
 # --- the search -----------------------------------------------------------------
 
 
@@ -622,18 +466,13 @@ class _Search:
         """(row, row, orientation that turns the first into the second, score)."""
         if len(self.rows) < 2:
             return []
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        try:
-            with ThreadPoolExecutor(self.workers) as pool, threadpool_limits(1):
-                views = self._views()
-                found: list[_Match] = []
-                for part in (views[:2], views[2:]):  # turned maps only if need be
-                    proposed = self._propose(part, extra, pool)
-                    found += self._verify(_without(proposed, found), pool)
-                found += self._verify(_relink(views, _missing_links(found)), pool)
-        finally:
-            cv2.setNumThreads(threads)
+        with audit.one_thread_each(self.workers) as pool, threadpool_limits(1):
+            views = self._views()
+            found: list[_Match] = []
+            for part in (views[:2], views[2:]):  # turned maps only if need be
+                proposed = self._propose(part, extra, pool)
+                found += self._verify(_without(proposed, found), pool)
+            found += self._verify(_relink(views, _missing_links(found)), pool)
         rows = self.rows
         return [
             (int(rows[i]), int(rows[j]), int(_INVERSE[o]), score)
@@ -683,32 +522,34 @@ class _Search:
         best = (i, j, 0, 0.0)
         for at in range(start, min(stop, start + 4)):
             frame, orientation = FRAMES[table.frame[at]], int(table.orientation[at])
+            if best[3] >= self.threshold and orientation == best[2]:
+                continue  # seen well enough in another frame
             moving = self.thumbs[self.rows[i], frame.index]
             target = turn(
                 ink_of(self.thumbs, self.rows[j], frame), ORIENTATIONS[orientation]
             )
-            start_map = _start_matrix(table.shift[at])
+            start_map = alignment.start_matrix(table.shift[at], _SMALL_PX)
             target = np.ascontiguousarray(target)
-            score = compare_ink(target, moving, start_map, self.threshold)
+            score = alignment.compare_ink(target, moving, start_map, self.threshold)
             if score > best[3]:
                 best = (i, j, orientation, score)
-            if score > _SURE:
+            if score > alignment.SURE:
                 break
         return best
 
 
 def _without(proposed: list[_Candidates], found: list[_Match]) -> list[_Candidates]:
     """The candidates whose pair has not been accepted yet."""
-    accepted = np.array(sorted(_pair_code(i, j) for i, j, _, _ in found), np.int64)
-    kept = []
-    for part in proposed:
-        codes = _pair_code(part.i.astype(np.int64), part.j.astype(np.int64))
-        kept.append(_select(part, ~np.isin(codes, accepted)))
-    return kept
+    known = np.array([match[:2] for match in found], np.int64).reshape(-1, 2)
+    accepted = _pair_code(known[:, 0], known[:, 1])
+    return [
+        _select(part, ~np.isin(_pair_code(part.i, part.j), accepted))
+        for part in proposed
+    ]
 
 
-def _pair_code(i, j):
-    return (i << 32) | j
+def _pair_code(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    return i.astype(np.int64) << 32 | j
 
 
 def _select(table: _Candidates, rows: np.ndarray) -> _Candidates:
@@ -726,7 +567,19 @@ def _join(proposed: list[_Candidates]) -> _Candidates:
     columns = [np.concatenate([getattr(c, name) for c in proposed]) for name in names]
     table = _Candidates(*columns)
     promise = table.tangent + 0.005 * (table.orientation == 0)
-    return _select(table, np.lexsort((-promise, table.j, table.i)))
+    kept = np.minimum(_rank(table.i, promise), _rank(table.j, promise)) < _MOST_TRIED
+    order = np.lexsort((-promise, table.j, table.i))
+    return _select(table, order[kept[order]])
+
+
+def _rank(owner: np.ndarray, promise: np.ndarray) -> np.ndarray:
+    """(M,) place of each entry among its owner's, 0 for the most promising."""
+    order = np.lexsort((-promise, owner))
+    starts = np.flatnonzero(np.diff(owner[order], prepend=-1))
+    sizes = np.diff([*starts, len(owner)])
+    rank = np.empty(len(owner), np.int64)
+    rank[order] = np.arange(len(owner)) - np.repeat(starts, sizes)
+    return rank
 
 
 def _missing_links(
@@ -742,7 +595,8 @@ def _missing_links(
         links.setdefault(j, []).append((i, o))
         links.setdefault(i, []).append((j, int(_INVERSE[o])))
     known = {(i, j) for i, j, _, _ in found}
-    missing, seen = [], set()
+    missing: list[tuple[int, int, int]] = []
+    seen: set[int] = set()
     for root in sorted(links):
         if root in seen:
             continue

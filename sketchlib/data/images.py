@@ -177,7 +177,8 @@ def _decode_by_opencv(path: Path, data: bytes) -> np.ndarray:
         return pixels  # an alpha channel is lost by every flag but UNCHANGED
     if not has_orientation(data):
         return pixels
-    return cv2.imdecode(buffer, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    upright = cv2.imdecode(buffer, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    return pixels if upright is None else upright
 
 
 def has_orientation(data: bytes) -> bool:
@@ -190,8 +191,7 @@ def has_orientation(data: bytes) -> bool:
 def _decode_by_pillow(path: Path, data: bytes) -> np.ndarray:
     """BGRA pixels of the modes OpenCV reads differently: palettes, CMYK, 1 bit."""
     try:
-        picture = Image.open(io.BytesIO(data))
-        picture = ImageOps.exif_transpose(picture)
+        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         if picture.mode in ("CMYK", "YCCK"):
             picture = picture.convert("RGB")
         rgba = np.asarray(picture.convert("RGBA"))

@@ -144,6 +144,37 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, strength: float) -> Head
     return scaler, head.fit(scaler.transform(flat), np.tile(labels, views))
 
 
+def start_head(model: nn.Module, head: Head) -> None:
+    """Put a fitted probe into the model's classifier, the scaling folded in.
+
+    Fine-tuning then starts where the probe ends, instead of tearing the backbone
+    apart to please a random classifier (Kumar et al. 2022, LP-FT).
+
+    Raises:
+        ValueError: the classifier is no linear layer of the features' width.
+    """
+    scaler, regression = head
+    name = models.classifier_name(model)
+    layer = model.get_submodule(name) if name else None
+    width = len(scaler.mean_)
+    if not isinstance(layer, nn.Linear) or layer.in_features != width:
+        raise ValueError(
+            f"`head` probe needs a linear classifier on {width} features, but this "
+            f"model ends in {layer}; use `head` random"
+        )
+    scores = regression.coef_ / scaler.scale_
+    offsets = regression.intercept_ - scores @ scaler.mean_
+    if len(scores) == 1:  # two classes have one score
+        scores = np.concatenate([-scores / 2, scores / 2])
+        offsets = np.concatenate([-offsets / 2, offsets / 2])
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.fill_(float(offsets.min()) - 3.0)  # classes the probe never saw
+        seen = torch.as_tensor(regression.classes_)
+        layer.weight[seen] = torch.as_tensor(scores, dtype=layer.weight.dtype)
+        layer.bias[seen] = torch.as_tensor(offsets, dtype=layer.bias.dtype)
+
+
 def predict_probe(head: Head, features: np.ndarray, classes: int) -> np.ndarray:
     """(N, K) float32 log-probabilities; a class the head never saw gets -50."""
     scaler, regression = head

@@ -27,20 +27,35 @@ from sketchlib.training import (
     predictions,
 )
 
+HEADS = ("probe", "random")
+PROBE_STRENGTH = 0.03  # inverse regularisation C of the probe, on standardised features
+
 
 @dataclass(frozen=True)
 class Network:
-    """Which model to train; see `models.make_model`."""
+    """Which model to train; see `models.make_model`.
+
+    `head` is how the classifier starts: `probe` (fitted to frozen features of the
+    training rows) or `random`.
+    """
 
     model: str
     weights: str
     drop_rate: float
     drop_path_rate: float
+    head: str
     side_px: int
 
     def check(self) -> None:
         """Raise ValueError or FileNotFoundError where the model cannot be made."""
         models.check_name(self.model)
+        if self.head not in HEADS:
+            raise ValueError(f"`head` must be one of {HEADS}, but {self.head!r} came")
+        if self.head == "probe" and self.weights == "none":
+            raise ValueError(
+                "`head` probe fits a classifier to pretrained features, but `weights` "
+                "is none; use `head` random"
+            )
         models.weights_file(self.model, self.weights)
 
     def make(self, classes: int) -> nn.Module:
@@ -68,6 +83,7 @@ class Task:
         way: precision, layout, device.
         tta: views used for the test pictures and the held-out ones alike.
         run_dir: `fold<k>/` folders appear below it.
+        cache_dir: frozen features are kept there; safe to delete.
         workers: loader processes.
         fresh: forget earlier checkpoints and results.
     """
@@ -80,6 +96,7 @@ class Task:
     way: compute.Compute
     tta: Sequence[str]
     run_dir: Path
+    cache_dir: Path
     workers: int
     fresh: bool
 
@@ -123,6 +140,8 @@ def train_fold(
     classes = manifest.class_names(task.table)
     workspace.seed_everything(task.recipe.seed)  # the new classifier is random
     model = task.network.make(len(classes))
+    if task.network.head == "probe":
+        _start_from_probe(task, model, train)
     history = loop.fit(
         model,
         train,
@@ -231,9 +250,25 @@ def make_load(
     return budget.Load(train - train // folds, predicted, images_per_second)
 
 
-def probe(
-    task: Task, image_ids: Sequence[str], cache_dir: Path, strength: float
-) -> predictions.Predictions:
+def extract(task: Task) -> np.ndarray:
+    """(1, N, D) frozen features of every picture of the cache, computed once."""
+    return features.extract(
+        task.network.make(0),
+        task.pixels,
+        task.way,
+        views=(),
+        name=task.network.model,
+        cache_dir=task.cache_dir,
+    )
+
+
+def _start_from_probe(task: Task, model: nn.Module, train: datasets.Examples) -> None:
+    found = extract(task)[:, train.rows]
+    head = features.fit_probe(found, train.labels, PROBE_STRENGTH)
+    features.start_head(model, head)
+
+
+def probe(task: Task, image_ids: Sequence[str]) -> predictions.Predictions:
     """A linear probe of the same backbone, pixels and folds, on `image_ids`.
 
     It costs one pass over the pictures, and is what training has to beat.
@@ -242,22 +277,12 @@ def probe(
         task.folds[["image_id", "fold"]], on="image_id"
     )
     table.loc[~table["image_id"].isin(image_ids), "fold"] = -1
-    backbone = task.network.make(0)
-    found = features.extract(
-        backbone,
-        task.pixels,
-        task.way,
-        views=(),
-        name=task.network.model,
-        cache_dir=cache_dir,
-    )
-    rows = task.pixels.rows(table["image_id"])
     return features.probe_folds(
-        found[:, rows],
+        extract(task)[:, task.pixels.rows(table["image_id"])],
         table["label"].to_numpy(),
         table,
         manifest.class_names(task.table),
-        strength=strength,
+        strength=PROBE_STRENGTH,
     )
 
 

@@ -34,6 +34,7 @@ from sketchlib.training import compute, datasets, models, transforms
 
 SCHEDULES = ("cosine", "step", "constant")
 KEEPS = ("last", "best")
+NORMS = ("still", "learn")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Recipe:
         ema_decay: decay of the averaged weights, 0-1; 0 is off.
         clip_norm: largest gradient norm, 0 is off.
         frozen: train only the classifier.
+        norm: batch-norm statistics: `still` keeps the pretrained ones, which a short
+            fine-tune of few drawings needs, `learn` follows the batches.
         keep: weights used to predict: `last`, or `best` on the held-out fold, whose
             score then flatters itself a little.
         seed: ≥ 0.
@@ -80,6 +83,7 @@ class Recipe:
     ema_decay: float
     clip_norm: float
     frozen: bool
+    norm: str
     keep: str
     seed: int
 
@@ -101,6 +105,7 @@ def check_recipe(recipe: Recipe) -> None:
         (0 <= recipe.ema_decay < 1, "ema_decay", "0-1, under 1", recipe.ema_decay),
         (recipe.clip_norm >= 0, "clip_norm", "0 or more", recipe.clip_norm),
         (recipe.schedule in SCHEDULES, "schedule", str(SCHEDULES), recipe.schedule),
+        (recipe.norm in NORMS, "norm", str(NORMS), recipe.norm),
         (recipe.keep in KEEPS, "keep", str(KEEPS), recipe.keep),
         (
             0 <= recipe.warmup_epochs < recipe.epochs,
@@ -268,7 +273,7 @@ def _make_schedule(
 def _train_epoch(state: _State, recipe: Recipe, epoch: int) -> float:
     """One pass; returns the mean loss over its pictures."""
     state.model.train()
-    if recipe.frozen:
+    if recipe.frozen or recipe.norm == "still":
         _keep_batch_norm_still(state.bare)
     state.sampler.epoch = epoch
     mix = _make_mix(recipe, state.classes, epoch)
@@ -304,7 +309,7 @@ def _train_epoch(state: _State, recipe: Recipe, epoch: int) -> float:
 
 
 def _keep_batch_norm_still(model: nn.Module) -> None:
-    """A frozen backbone's statistics are part of it."""
+    """Normalise with the statistics there are, and do not touch them."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
