@@ -51,7 +51,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
 bench: setup
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/duplicates.py
 
 figures: setup
 	$(BIN)/python docs/make_figures.py

@@ -9,11 +9,13 @@ drawn ones they are mistakes, in a folder of one's own they may be true copies.
 """
 
 import argparse
+import importlib
 import importlib.util
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import combinations
 from pathlib import Path
 
 import cv2
@@ -317,26 +319,53 @@ def measure_all(folder: Path, table: pd.DataFrame) -> tuple[dict[str, float], tu
 
 
 def time_vectors(total: int) -> float:
-    """Seconds to compare `total` random vectors with each other, both frames' size."""
+    """Seconds to compare `total` random vectors with each other, in both frames."""
     rng = np.random.default_rng(0)
-    started = 0.0
+    spent = 0.0
     for frame in (duplicates.BOX, duplicates.FULL):
         waves = frame.waves
         unit = rng.standard_normal((total, waves, waves), np.float32)
         unit /= np.linalg.norm(unit.reshape(total, -1), axis=1)[:, None, None]
         begin = time.perf_counter()
         duplicates.compare_all(unit, unit, frame.cosine)
-        started += time.perf_counter() - begin
-    return started
+        spent += time.perf_counter() - begin
+    return spent
 
 
-def print_rivals() -> None:
-    """Say whether other tools could be compared here."""
-    for name in ("imagededup", "cleanvision"):
+def pairs_by_imagededup(folder: Path) -> set[frozenset[str]]:
+    """Pairs of file names by imagededup's PHash at its default threshold."""
+    methods = importlib.import_module("imagededup.methods")
+    found = methods.PHash().find_duplicates(image_dir=str(folder))
+    return {frozenset((a, b)) for a, others in found.items() for b in others}
+
+
+def pairs_by_cleanvision(folder: Path) -> set[frozenset[str]]:
+    """Pairs of file names by cleanvision's exact and near duplicates."""
+    lab = importlib.import_module("cleanvision").Imagelab(data_path=str(folder))
+    kinds = ("exact_duplicates", "near_duplicates")
+    lab.find_issues({kind: {} for kind in kinds})
+    sets = [group for kind in kinds for group in lab.info[kind]["sets"]]
+    names = [[Path(path).name for path in group] for group in sets]
+    return {frozenset(pair) for group in names for pair in combinations(group, 2)}
+
+
+RIVALS = {"imagededup": pairs_by_imagededup, "cleanvision": pairs_by_cleanvision}
+
+
+def compare_rivals(folder: Path, truth: pd.DataFrame) -> None:
+    """Recall, share of one original and seconds of the tools that are installed."""
+    ends = zip(truth["image_id_a"], truth["image_id_b"], strict=True)
+    planted = {frozenset(Path(end).name for end in pair) for pair in ends}
+    for name, search in RIVALS.items():
         if importlib.util.find_spec(name) is None:
             print(f"{name} is not installed here: no comparison with it.")
-        else:
-            print(f"{name} is installed: run its own script on the same folder.")
+            continue
+        started = time.perf_counter()
+        found = search(folder)
+        seconds = time.perf_counter() - started
+        real = np.mean([len({source_of(n) for n in pair}) == 1 for pair in found])
+        recall = len(planted & found) / max(len(planted), 1)
+        print(f"{name}: recall {recall:.3f}, real {real:.3f}, {seconds:.1f} s")
 
 
 def main() -> None:
@@ -356,11 +385,11 @@ def main() -> None:
         table, truth = plant(folder, sources, asked.copies, 1)
         size = sum((folder / path).stat().st_size for path in table["path"])
         seconds, (pairs, found) = measure_all(folder, table)
-    report(table, truth, (seconds, pairs, found, size))
+        report(table, truth, (seconds, pairs, found, size))
+        compare_rivals(folder / "train", truth)
     if asked.vectors:
         spent = time_vectors(asked.vectors)
         print(f"{asked.vectors:,} random vectors, both frames: {spent:.1f} s")
-    print_rivals()
 
 
 def report(table: pd.DataFrame, truth: pd.DataFrame, results: tuple) -> None:

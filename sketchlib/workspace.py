@@ -115,8 +115,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
-    """Replace `path` by indented JSON; dataclasses, paths and numpy scalars allowed."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=_as_json)
+    """Replace `path` by indented JSON; dataclasses, paths and numpy scalars allowed.
+
+    NaN and infinity, which JSON has not, become null.
+    """
+    plain = json.loads(
+        json.dumps(value, default=_as_json), parse_constant=lambda _: None
+    )
+    text = json.dumps(plain, indent=2, ensure_ascii=False)
     return write_text(path, text + "\n")
 
 

@@ -75,6 +75,11 @@ def test_a_relative_path_means_the_repository(monkeypatch, tmp_path):
     assert workspace.resolve_path("mine") == tmp_path / "mine"
 
 
+def test_what_json_has_not_becomes_null(tmp_path):
+    path = workspace.write_json(tmp_path / "a.json", {"sd": float("nan"), "n": [1]})
+    assert workspace.read_json(path) == {"sd": None, "n": [1]}
+
+
 def test_equal_values_have_equal_hashes():
     one = workspace.hash_value({"a": 1, "b": [1, 2]})
     assert one == workspace.hash_value({"b": [1, 2], "a": 1})

@@ -593,7 +593,10 @@ def plot_class_recall(
     """
     table = table[table["images"] > 0]
     if len(table) <= FULL_NAMES:
-        return _plot_recall_rows(table, ax, f"Recall by class, {len(table)} classes")
+        ax = _plot_recall_rows(table, ax, f"Recall by class, {len(table)} classes")
+        _mark_line(ax, table["recall"].mean(), f"mean {table['recall'].mean():.3f}")
+        ax.set_title(ax.get_title(loc="left"), pad=18)
+        return ax
     side = None
     if ax is None:
         height = 0.235 * worst + 1.0
@@ -625,7 +628,6 @@ def _plot_recall_rows(table: pd.DataFrame, ax: Axes | None, title: str) -> Axes:
         _rows_axes(ax, names)
     rows = np.arange(len(table))
     ax.hlines(rows, 0, table["recall"], color=FAINT, linewidth=2, zorder=1)
-    ax.axvline(table["recall"].mean(), color=GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.plot(table["precision"], rows, "|", color=GREY, ms=8, mew=1.5)
     ax.plot(table["recall"], rows, "o", color=WARM, ms=5)
     for row, (thief, share) in enumerate(

@@ -140,7 +140,7 @@ def _fastest(
 ) -> Compute:
     reference, _ = _measure(model, batch, Compute(device, "fp32", "nchw", 0.0))
     results = []
-    for precision, layout in allowed:
+    for precision, layout in allowed * 2:  # twice over, for machines that are shared
         loss, speed = _measure(model, batch, Compute(device, precision, layout, 0.0))
         if abs(loss - reference) <= _LOSS_TOLERANCE * max(abs(reference), 1e-3):
             results.append(Compute(device, precision, layout, round(speed, 1)))

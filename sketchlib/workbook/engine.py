@@ -3,7 +3,7 @@
 `python -m sketchlib.workbook.engine JOB.json` is started by `runner`, one process a
 run, so that memory does not grow over a plan and a kill can be told from an error.
 papermill injects the parameters and walks the cells; through its engine interface
-we add what it lacks (TRAPS.md): statuses that stay true when the kernel dies, atomic
+we add what it lacks: statuses that stay true when the kernel dies, atomic
 saves, a private kernel transport, a limit on what a cell may print. Standard input
 is a lifeline: when the runner is gone, the kernel is ended and the run marked.
 Limits: POSIX only; sweeping up detached grandchildren needs Linux's /proc.

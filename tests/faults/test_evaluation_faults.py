@@ -1,4 +1,4 @@
-"""FAULTS.md rows 52-55: what evaluation and ensembles must refuse or survive."""
+"""Faults 52-55: what evaluation and ensembles must refuse or survive."""
 
 import gc
 import resource

@@ -1,4 +1,4 @@
-"""FAULTS.md, rows 25-36: parameters and runner, on toy notebooks."""
+"""Faults 25-36: parameters and runner, on toy notebooks."""
 
 import errno
 import fcntl
