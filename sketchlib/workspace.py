@@ -251,6 +251,11 @@ class Run:
     def name(self) -> str:
         return self.dir.name
 
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run was opened."""
+        return time.perf_counter() - self._started
+
     def note(self, **facts: Any) -> None:
         """Add facts to `run.json` at once."""
         self.record.update(facts)
@@ -273,7 +278,7 @@ class Run:
 
     def finish(self, **facts: Any) -> None:
         """Close the run: state `done`, seconds and peak memory beside `facts`."""
-        seconds = round(time.perf_counter() - self._started, 1)
+        seconds = round(self.seconds, 1)
         self.note(
             **facts,
             state="done",

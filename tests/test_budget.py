@@ -30,7 +30,7 @@ def test_epochs_go_first_then_folds_then_size():
 def test_a_machine_that_slows_down_gets_fewer_epochs(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])
-    clock = budget.make_clock(WANTED, 20, LOAD, tmp_path / "budget.json")
+    clock = budget.make_clock(WANTED, 20, LOAD, tmp_path / "budget.json", spent=0)
     first = clock.count_epochs(0)
     assert first >= 8
     clock.saw(50.0)
@@ -40,13 +40,20 @@ def test_a_machine_that_slows_down_gets_fewer_epochs(tmp_path, monkeypatch):
     assert clock.count_epochs(2) == 0
 
 
+def test_time_spent_before_training_counts(tmp_path):
+    fresh = budget.make_clock(WANTED, 10, LOAD, tmp_path / "a.json", spent=0)
+    late = budget.make_clock(WANTED, 10, LOAD, tmp_path / "b.json", spent=300)
+    assert late.left() == pytest.approx(fresh.left() - 300, abs=1)
+    assert late.plan.folds * late.plan.epochs < fresh.plan.folds * fresh.plan.epochs
+
+
 def test_a_resumed_run_decides_the_same(tmp_path):
     path = tmp_path / "budget.json"
-    clock = budget.make_clock(WANTED, 15, LOAD, path)
+    clock = budget.make_clock(WANTED, 15, LOAD, path, spent=0)
     decided = clock.count_epochs(0)
     slower = budget.Load(2000, 3000, 10)
-    again = budget.make_clock(WANTED, 15, slower, path)
+    again = budget.make_clock(WANTED, 15, slower, path, spent=0)
     assert again.plan == clock.plan
     assert again.count_epochs(0) == decided
-    other = budget.make_clock(WANTED, 30, slower, path)
+    other = budget.make_clock(WANTED, 30, slower, path, spent=0)
     assert other.count_epochs(0) != decided or other.plan != clock.plan

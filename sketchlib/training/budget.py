@@ -116,16 +116,19 @@ class Clock:
         self.load = dataclasses.replace(self.load, images_per_second=images_per_second)
 
 
-def make_clock(wanted: Plan, minutes: float, load: Load, path: Path) -> Clock:
-    """Plan within `minutes` (0 is no limit) and start the clock.
+def make_clock(
+    wanted: Plan, minutes: float, load: Load, path: Path, *, spent: float
+) -> Clock:
+    """Plan within `minutes` (0 is no limit), of which `spent` seconds are gone.
 
     The plan is read back from `path` where the same was asked before, so that an
     interrupted run goes on as it began.
     """
+    seconds = max(minutes * 60 - spent, 1.0) if minutes else 0.0
     asked = {"wanted": dataclasses.asdict(wanted), "minutes": minutes}
     kept = workspace.read_json(path) if path.exists() else {}
     if kept.get("asked") != asked:
-        plan = make_plan(wanted, minutes * 60, load)
+        plan = make_plan(wanted, seconds, load)
         kept = {"asked": asked, "plan": dataclasses.asdict(plan), "epochs": {}}
         workspace.write_json(path, kept)
-    return Clock(Plan(**kept["plan"]), minutes * 60, load, path)
+    return Clock(Plan(**kept["plan"]), seconds, load, path)
