@@ -203,3 +203,8 @@ def test_memory_is_measured_in_bytes():
 def test_run_json_is_valid_for_other_tools(root):
     folder = add_run(root, "a")
     assert json.loads((folder / "run.json").read_text())["state"] == "done"
+
+
+def test_the_doctor_counts_the_classes_of_the_training_rows(world, capsys):
+    cli.main(["doctor", "--data", str(world)])
+    assert "48 train, 8 test, 4 classes" in capsys.readouterr().out

@@ -419,7 +419,7 @@ def _check_data(data_dir: str) -> Iterator[Finding]:
         yield False, f"data in {folder}", str(error)
         return
     counts = rows["subset"].value_counts().to_dict()
-    classes = rows["class_name"].dropna().nunique()
+    classes = len(manifest.class_names(rows))
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     yield True, f"data in {folder}: {told}, {classes} classes", ""
 
