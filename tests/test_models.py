@@ -97,5 +97,3 @@ def test_freezing_leaves_only_the_classifier():
     models.freeze_backbone(model)
     trains = [name for name, w in model.named_parameters() if w.requires_grad]
     assert trains == ["fc.weight", "fc.bias"]
-    trainable, everything = models.count_parameters(model.parameters())
-    assert 0 < trainable < everything

@@ -8,7 +8,6 @@ configuration, never a constant. Limits: one classifier per model.
 
 import difflib
 import importlib.util
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -300,9 +299,3 @@ def freeze_backbone(model: nn.Module) -> None:
     head = classifier_name(model)
     for name, weight in model.named_parameters():
         weight.requires_grad = name.startswith(head + ".")
-
-
-def count_parameters(weights: Iterable[nn.Parameter]) -> tuple[int, int]:
-    """(trainable, all) numbers of parameters."""
-    sizes = [(weight.numel(), weight.requires_grad) for weight in weights]
-    return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
