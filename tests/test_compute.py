@@ -31,7 +31,7 @@ def test_the_choice_is_measured_once_and_remembered(model, tmp_path, monkeypatch
 
 
 def test_a_candidate_whose_loss_disagrees_is_not_taken(model, tmp_path, monkeypatch):
-    def measure(_, __, way):
+    def measure(_, __, ___, way):
         wrong = way.precision == "bf16"
         return (9.0, 1000.0) if wrong else (1.0, 10.0 + (way.layout == "nchw"))
 
@@ -49,3 +49,19 @@ def test_a_fixed_choice_measures_nothing_unless_the_speed_is_wanted(model, tmp_p
 def test_an_unknown_precision_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="`precision` must be auto or one of"):
         choose(model, tmp_path / "c.json", "int8")
+
+
+def test_blocks_are_a_candidate_where_there_are_depthwise_layers(tmp_path):
+    model = timm.create_model("test_efficientnet", num_classes=3)
+    way = choose(model, tmp_path / "c.json", "fp32", "channels_last", True)
+    assert way.depthwise in compute.DEPTHWISE
+    only = compute.choose_compute(
+        model,
+        (2, 1, 32),
+        precision="fp32",
+        layout="auto",
+        depthwise="blocks",
+        norm="folded",
+        remember=tmp_path / "c.json",
+    )
+    assert (only.layout, only.depthwise) == ("channels_last", "blocks")

@@ -1,24 +1,27 @@
 """The fastest way to compute on this machine: precision and memory format.
 
-Which of fp32, bf16 and fp16, and which of NCHW and channels-last, is fastest depends
-on model, batch and processor, so it is measured with the real model and remembered.
-Only a candidate whose loss agrees with fp32 is taken. Limits: the measure is noisy on
-a busy machine; delete the file to measure again.
+Which of fp32, bf16 and fp16, which of NCHW and channels-last, and which gradients of
+depthwise convolutions are fastest depends on model, batch and processor, so it is
+measured with the real model and remembered. Only a candidate whose loss agrees with
+fp32 is taken. Limits: the measure is noisy on a busy machine; delete the file to
+measure again.
 """
 
 import copy
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from sketchlib import workspace
+from sketchlib.training import kernels
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 LAYOUTS = ("nchw", "channels_last")
+DEPTHWISE = ("torch", "blocks")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PATIENCE = 15.0  # seconds after which nothing is measured a second time
 _LOSS_TOLERANCE = 0.05  # relative; bf16 keeps 8 bits of mantissa
@@ -33,12 +36,14 @@ class Compute:
         precision: fp32, bf16 or fp16 (autocast; weights stay fp32).
         layout: nchw or channels_last.
         images_per_second: training speed seen in the probe, 0 if not measured.
+        depthwise: whose gradients of depthwise convolutions, `torch` or `blocks`.
     """
 
     device: str
     precision: str
     layout: str
     images_per_second: float
+    depthwise: str = "torch"
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -47,6 +52,8 @@ class Compute:
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move `model`, in place, to the device and layout."""
+        if self.depthwise == "blocks":
+            kernels.use_blocks(model)
         placed = model.to(device=self.device)
         return placed.to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
@@ -58,7 +65,8 @@ class Compute:
         )
 
     def __str__(self) -> str:
-        return f"{self.precision} {self.layout} on {self.device}"
+        blocks = ", depthwise gradients in blocks" * (self.depthwise == "blocks")
+        return f"{self.precision} {self.layout} on {self.device}{blocks}"
 
 
 def find_device() -> str:
@@ -74,6 +82,8 @@ def choose_compute(
     *,
     precision: str,
     layout: str,
+    depthwise: str = "auto",
+    norm: str = "learn",
     remember: Path,
     timed: bool = False,
 ) -> Compute:
@@ -84,27 +94,35 @@ def choose_compute(
         batch: (B, C, S) of the training batches.
         precision: `auto`, or the only one allowed.
         layout: `auto`, or the only one allowed.
+        depthwise: `auto`, or the only one allowed; `blocks` is for CPUs.
+        norm: what the recipe does with batch norms; see `loop.Recipe`.
         remember: JSON file of earlier measures.
         timed: measure the speed even where there is nothing to choose.
     Raises:
         ValueError: a name that is neither `auto` nor known.
     """
-    allowed = _candidates(find_device(), precision, layout)
     device = find_device()
+    if device == "cpu":
+        kernels.keep_memory()
+    allowed = _candidates(device, precision, layout, depthwise, model)
     if len(allowed) == 1 and not timed:
-        return Compute(device, *allowed[0], images_per_second=0.0)
-    key = workspace.hash_value([_machine(), _signature(model), batch, allowed])
+        return allowed[0]
+    named = [str(way) for way in allowed]
+    key = workspace.hash_value([_machine(), _signature(model), batch, norm, named])
     known = workspace.read_json(remember) if remember.exists() else {}
     if key not in known:
-        known[key] = asdict(_fastest(model, batch, device, allowed))
+        known[key] = asdict(_fastest(model, batch, norm, allowed))
         workspace.write_json(remember, known)
     return Compute(**known[key])
 
 
-def _candidates(device: str, precision: str, layout: str) -> list[tuple[str, str]]:
+def _candidates(
+    device: str, precision: str, layout: str, depthwise: str, model: nn.Module
+) -> list[Compute]:
     for name, value, choices in (
         ("precision", precision, PRECISIONS),
         ("layout", layout, LAYOUTS),
+        ("depthwise", depthwise, DEPTHWISE),
     ):
         if value != "auto" and value not in choices:
             raise ValueError(
@@ -114,7 +132,15 @@ def _candidates(device: str, precision: str, layout: str) -> list[tuple[str, str
     if device == "cuda" and precision == "auto" and not torch.cuda.is_bf16_supported():
         precisions = ("fp32", "fp16")
     layouts = LAYOUTS if layout == "auto" else (layout,)
-    return [(p, form) for p in precisions for form in layouts]
+    plain = [Compute(device, p, form, 0.0) for p in precisions for form in layouts]
+    if device != "cpu" or depthwise == "torch" or not kernels.count_depthwise(model):
+        return plain
+    blocks = [
+        replace(way, depthwise="blocks")
+        for way in plain
+        if way.layout == "channels_last"
+    ]
+    return plain + blocks if depthwise == "auto" else blocks or plain
 
 
 def _machine() -> str:
@@ -134,31 +160,32 @@ def _signature(model: nn.Module) -> list[object]:
 
 
 def _fastest(
-    model: nn.Module,
-    batch: tuple[int, int, int],
-    device: str,
-    allowed: list[tuple[str, str]],
+    model: nn.Module, batch: tuple[int, int, int], norm: str, allowed: list[Compute]
 ) -> Compute:
-    reference, _ = _measure(model, batch, Compute(device, "fp32", "nchw", 0.0))
+    fallback = Compute(allowed[0].device, "fp32", "nchw", 0.0)
+    reference, _ = _measure(model, batch, norm, fallback)
     results: list[Compute] = []
     started = time.perf_counter()
-    for precision, layout in allowed * 2:  # twice over, for machines that are shared
+    for way in allowed * 2:  # twice over, for machines that are shared
         if len(results) >= len(allowed) and time.perf_counter() - started > _PATIENCE:
             break
-        loss, speed = _measure(model, batch, Compute(device, precision, layout, 0.0))
+        loss, speed = _measure(model, batch, norm, way)
         if abs(loss - reference) <= _LOSS_TOLERANCE * max(abs(reference), 1e-3):
-            results.append(Compute(device, precision, layout, round(speed, 1)))
-    fallback = Compute(device, "fp32", "nchw", 0.0)
+            results.append(replace(way, images_per_second=round(speed, 1)))
     return max(results, key=lambda way: way.images_per_second, default=fallback)
 
 
 def _measure(
-    model: nn.Module, batch: tuple[int, int, int], way: Compute
+    model: nn.Module, batch: tuple[int, int, int], norm: str, way: Compute
 ) -> tuple[float, float]:
     """(loss of the first step, images a second over the best of three steps)."""
     size, _, side = batch
-    trial = way.place(copy.deepcopy(model))
-    trial.train()
+    trial = copy.deepcopy(model)
+    if norm == "folded":
+        kernels.Folded(trial, kernels.make_sample(side))
+    trial = way.place(trial).train()
+    if norm == "still":
+        kernels.keep_norms_still(trial)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(size, 3, side, side, generator=generator)
     images = images.to(way.device, memory_format=way.memory_format)

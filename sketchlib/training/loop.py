@@ -30,11 +30,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sketchlib import workspace
-from sketchlib.training import compute, datasets, models, transforms
+from sketchlib.training import compute, datasets, kernels, models, transforms
 
 SCHEDULES = ("cosine", "step", "constant")
 KEEPS = ("last", "best")
-NORMS = ("still", "learn")
+NORMS = ("still", "folded", "learn")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ class Recipe:
         clip_norm: largest gradient norm, 0 is off.
         frozen: train only the classifier.
         norm: batch-norm statistics: `still` keeps the pretrained ones, which a short
-            fine-tune of few drawings needs, `learn` follows the batches.
+            fine-tune of few drawings needs; `folded` does too, and trains with the
+            norms multiplied into the convolutions, which is faster; `learn` follows
+            the batches.
         keep: weights used to predict: `last`, or `best` on the held-out fold, whose
             score then flatters itself a little.
         seed: ≥ 0.
@@ -211,6 +213,11 @@ class _State:
             gradient_accumulation_steps=recipe.accumulate,
             cpu=way.device == "cpu",
         )
+        self.folded = (
+            kernels.Folded(model, kernels.make_sample(train.pixels.geometry.side_px))
+            if recipe.norm == "folded"
+            else None
+        )
         if recipe.frozen:
             models.freeze_backbone(model)
         self.bare = way.place(model)
@@ -274,7 +281,7 @@ def _train_epoch(state: _State, recipe: Recipe, epoch: int) -> float:
     """One pass; returns the mean loss over its pictures."""
     state.model.train()
     if recipe.frozen or recipe.norm == "still":
-        _keep_batch_norm_still(state.bare)
+        kernels.keep_norms_still(state.bare)
     state.sampler.epoch = epoch
     mix = _make_mix(recipe, state.classes, epoch)
     update, total, seen = epoch * state.updates, 0.0, 0
@@ -306,13 +313,6 @@ def _train_epoch(state: _State, recipe: Recipe, epoch: int) -> float:
                 state.ema.update(state.bare, step=update)
         total, seen = total + value * len(images), seen + len(images)
     return total / max(seen, 1)
-
-
-def _keep_batch_norm_still(model: nn.Module) -> None:
-    """Normalise with the statistics there are, and do not touch them."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
 
 
 def _make_mix(recipe: Recipe, classes: int, epoch: int) -> Mixup | None:
@@ -451,6 +451,8 @@ def _take_weights(state: _State, model: nn.Module, fold_dir: Path, keep: str) ->
         model.load_state_dict(found["model"])
     elif state.ema:
         model.load_state_dict(state.ema.module.state_dict())
+    if state.folded:
+        state.folded.restore()
     model.eval()
 
 
