@@ -1,15 +1,16 @@
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from toys import PARAMETERS, write_notebook
+from toys import PARAMETERS, read_cells, read_text, write_notebook
 
 from sketchlib import workspace
-from sketchlib.workbook import cli, parameters, plan, runner
+from sketchlib.workbook import cli, freshness, parameters, plan, runner, schedule
 
 BUDGET = PARAMETERS + "budget_minutes: float = 0.0  # 0 for no limit; ≥ 0\n"
 PLAN = """\
@@ -55,7 +56,7 @@ def fake(monkeypatch):
     """Replace the kernel: a run only writes its record; `ends` says how it ended."""
     calls, ends = [], {}
 
-    def run_notebook(job, screen=None):
+    def run_notebook(job, screen=None, stopper=None):
         calls.append(job.folder.name)
         state = ends.get(job.folder.name, "done")
         code = runner.EXIT_CODES[state]
@@ -172,7 +173,9 @@ def test_a_changed_notebook_reruns_but_its_outputs_do_not(root, fake, capsys):
 
 def test_changed_sources_rerun(root, fake, capsys, monkeypatch):
     told = explain_after(
-        root, capsys, lambda: monkeypatch.setattr(plan, "hash_library", lambda: "new")
+        root,
+        capsys,
+        lambda: monkeypatch.setattr(freshness, "hash_library", lambda: "new"),
     )
     assert told["audit"] == "code changed"
 
@@ -182,7 +185,7 @@ def test_the_library_hash_leaves_out_how_pages_look():
     original = workspace.hash_files
     try:
         workspace.hash_files = lambda paths: hashed.extend(paths) or "x"
-        plan.hash_library()
+        freshness.hash_library()
     finally:
         workspace.hash_files = original
     names = {path.name for path in hashed}
@@ -305,7 +308,7 @@ def test_an_unknown_plan_gets_the_nearest_one(root, capsys):
 
 def test_real_runs_are_made_once_and_skipped_the_second_time(root, capsys, monkeypatch):
     monkeypatch.setattr(
-        plan, "hash_library", lambda: "the sources may change meanwhile"
+        freshness, "hash_library", lambda: "the sources may change meanwhile"
     )
     write_plan(root, PLAN.split("  - name: lite1")[0])
     assert run_toys() == 0
@@ -347,3 +350,138 @@ def test_a_plan_killed_again_and_again_ends_like_an_undisturbed_one(root):
         folder = root / "runs" / name
         assert workspace.read_json(folder / "run.json")["state"] == "done"
         assert (folder / "epochs.txt").read_text() == f"{text} 0.001"
+
+
+# --- grids ------------------------------------------------------------------
+
+GRID = """\
+title: A grid
+parameters: {data_dir: data/demo}
+steps:
+  - {name: audit, notebook: 01_eda}
+  - name: trial
+    notebook: 03_train
+    needs: [audit]
+    grid: {recipe: [pen, none], lr: [1.0e-3, 0.1], folds: [[0], [0, 1]]}
+    cpus: 0.5
+  - {name: blend, notebook: 05_ensemble, needs: [trial]}
+"""
+
+
+def test_a_grid_is_a_step_for_every_combination(root):
+    write_plan(root, GRID)
+    chosen = plan.read_plan("params/workbooks/toys.yaml")
+    names = [step.name for step in chosen.steps]
+    assert len(names) == 1 + 8 + 1
+    assert names[1:3] == ["trial-pen-0.001-0", "trial-pen-0.001-0+1"]
+    values = chosen.steps[8].job.values
+    assert (values["recipe"], values["lr"], values["folds"]) == ("none", 0.1, [0, 1])
+    assert chosen.steps[8].cpus == 0.5
+    assert chosen.steps[1].needs == ("audit",)
+    assert set(chosen.steps[-1].needs) == set(names[1:9])
+
+
+def test_a_grids_name_in_a_list_stands_for_its_runs(root):
+    text = PARAMETERS + "runs: list[str] = []  # to blend\n"
+    write_notebook(root / "notebooks" / "05_ensemble.ipynb", parameters=text)
+    write_plan(root, GRID.replace("needs: [trial]", "parameters: {runs: [x, trial]}"))
+    blend = plan.read_plan("params/workbooks/toys.yaml").steps[-1]
+    assert blend.job.values["runs"][:2] == ["x", "trial-pen-0.001-0"]
+    assert len(blend.job.values["runs"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("recipe: [pen, none]", "recipe: pen", "must be a list of values"),
+        ("recipe: [pen, none]", "recpe: [pen]", "did you mean `recipe`"),
+        ("recipe: [pen, none]", "recipe: [pen, nnoe]", "did you mean `none`"),
+        ("cpus: 0.5", "parameters: {lr: 0.1}", "stands in the grid and beside it"),
+        ("[[0], [0, 1]]", str(list(range(300))), "more than 1,000"),
+    ],
+)
+def test_a_wrong_grid_is_refused(root, fake, capsys, old, new, told):
+    write_plan(root, GRID.replace(old, new, 1))
+    assert run_toys() == 2
+    assert told in capsys.readouterr().err
+    assert fake.calls == []
+
+
+# --- side by side -----------------------------------------------------------
+
+WAIT = """\
+import os, pathlib, time
+print("threads", os.environ["OMP_NUM_THREADS"])
+mine = run.dir / "here"
+mine.write_text("x")
+other = run.dir.parent / {"lite0": "lite1", "lite1": "lite0"}[run_name] / "here"
+for _ in range(600):
+    if other.exists():
+        break
+    time.sleep(0.05)
+else:
+    raise RuntimeError("nobody ran beside me")"""
+
+
+def test_independent_steps_run_side_by_side_with_their_share_of_threads(
+    root, capsys, monkeypatch
+):
+    monkeypatch.setattr(schedule, "_count_cores", lambda: 6)
+    cells = [("run", WAIT)]
+    write_notebook(root / "notebooks" / "03_train.ipynb", cells, parameters=BUDGET)
+    assert run_toys("--jobs", "2") == 0
+    for name in ("lite0", "lite1"):
+        run = read_cells(root / "runs" / name / "03_train.ipynb")["run"]
+        assert "threads 3\n" in read_text(run)
+    out = capsys.readouterr().out
+    assert out.index("lite1: missing") < out.index("lite0  ✓")
+    assert out.index("[4/4] blend") > out.index("lite1  ✓")
+
+
+def test_a_broken_run_folder_is_told_and_the_others_end(root, capsys):
+    (root / "runs").mkdir()
+    (root / "runs" / "lite0").write_text("a file, not a folder")
+    assert run_toys("--jobs", "2") == 2
+    assert "`" + str(root / "runs" / "lite0") in capsys.readouterr().err
+    record = workspace.read_json(root / "runs" / "lite1" / "run.json")
+    assert record["state"] == "done"
+
+
+def test_jobs_must_be_a_number_of_jobs(root, capsys):
+    assert run_toys("--jobs", "0") == 2
+    assert "--jobs must be at least 1" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_every_run_of_a_plan(root):
+    cells = [("run", "(run.dir / 'here').write_text('x')\nimport time\ntime.sleep(60)")]
+    write_notebook(root / "notebooks" / "03_train.ipynb", cells, parameters=BUDGET)
+    process = start_plan("--jobs", "2")
+    marks = [root / "runs" / name / "here" for name in ("lite0", "lite1")]
+    wait_until(lambda: all(mark.exists() for mark in marks), 60)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "not run: blend" in out
+    for name in ("lite0", "lite1"):
+        record = workspace.read_json(root / "runs" / name / "run.json")
+        assert record["state"] == "interrupted"
+        assert not Path(f"/proc/{record['pid']}").exists()
+
+
+def start_plan(*arguments):
+    command = [sys.executable, "-m", "sketchlib.workbook.cli", "workbook", "toys"]
+    library = str(Path(workspace.__file__).parents[1])
+    return subprocess.Popen(
+        [*command, *arguments],
+        env=os.environ | {"PYTHONPATH": library},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(holds, seconds):
+    patience = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < patience, "it did not happen in time"
+        time.sleep(0.05)

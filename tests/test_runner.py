@@ -183,11 +183,12 @@ def test_a_lock_of_another_machine_is_respected(tmp_path):
 
 
 def test_a_lock_left_by_a_dead_process_is_taken_over(tmp_path):
-    path = tmp_path / "toy"
-    path.mkdir()
+    job = make_job(tmp_path, [])
+    path = job.folder
+    path.mkdir(parents=True)
     stale = {"pid": 999999, "host": socket.gethostname(), "started": "before"}
     (path / ".lock").write_text(json.dumps(stale))
-    with runner._locked(path):
+    with runner._locked(job):
         held = json.loads((path / ".lock").read_text())
         assert held["pid"] == os.getpid()
         with (path / ".lock").open() as other, pytest.raises(BlockingIOError):

@@ -115,6 +115,14 @@ def _add_workbook(commands: Any) -> None:
     workbook.add_argument(
         "--force", action="append", default=[], metavar="STEP", help="run it anyway"
     )
+    place = workbook.add_mutually_exclusive_group()
+    place.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="independent steps at a time"
+    )
+    place.add_argument(
+        "--ray", default="", metavar="ADDRESS",
+        help="run steps on a Ray cluster; `local` starts one here",
+    )  # fmt: skip
     workbook.set_defaults(command=_run_workbook)
 
 
@@ -183,11 +191,22 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_workbook(options: argparse.Namespace) -> int:
-    from sketchlib.workbook import plan
+    from sketchlib.workbook import plan, schedule
 
+    if options.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, not {options.jobs}")
     path = plan.find_plan(options.plan)
     chosen = plan.read_plan(path, options.pairs, options.runs)
-    return plan.run_plan(chosen, forced=options.force, dry=options.dry_run)
+    if options.dry_run:
+        schedule.forecast(chosen, forced=options.force)
+        return 0
+    if not options.ray:
+        place = schedule.Here(options.jobs)
+        return schedule.run_plan(chosen, place, forced=options.force)
+    from sketchlib.workbook import cluster
+
+    with cluster.connect(options.ray) as nodes:
+        return schedule.run_plan(chosen, nodes, forced=options.force)
 
 
 def _show_parameters(named: str) -> int:

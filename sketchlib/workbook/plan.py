@@ -14,23 +14,27 @@ A plan is a YAML file; see `params/workbooks/`:
         parameters: {model: tf_efficientnet_lite0}
         budget_share: 0.4                  # of the plan's budget_minutes
         minutes: 3                         # expected, for the time left
+        cpus: 2                            # what it needs of a Ray node; default 1
+        gpus: 1                            # default 0
+      - name: trial                        # eight steps, trial-lite0-pen-0 and so on
+        notebook: 03_train
+        grid: {model: [lite0, lite1], augment: [pen, none], seed: [0, 1]}
 
-Every step's parameters are checked before the first one starts. A step is skipped
-when its run is done and its fingerprint is the same: parameters, notebook, library
-sources, the CSV files of data_dir (name, size, time), and what it needs. Limits:
-pictures changed in place under an unchanged CSV are not noticed.
+A grid's name stands for all its steps, in `needs` and in lists of parameters. Every
+step's parameters are checked before the first one starts; `freshness` decides what
+runs, `schedule` runs it.
 """
 
 import dataclasses
+import itertools
 import os
-import sys
-import time
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sketchlib import workspace
-from sketchlib.workbook import display, parameters, report, runner
+from sketchlib.workbook import parameters, runner
 
 _PLAN_KEYS: dict[str, type] = {"title": str, "parameters": dict, "steps": list}
 _STEP_KEYS: dict[str, type] = {
@@ -41,18 +45,25 @@ _STEP_KEYS: dict[str, type] = {
     "parameters": dict,
     "budget_share": float,
     "minutes": float,
+    "grid": dict,
+    "cpus": float,
+    "gpus": float,
 }
-_PLACES = ("runs_dir", "run_name", "data_dir")  # say where, not what
-_DEMO_DIR = "data/demo"
+_MOST_STEPS = 1000  # of one grid: more is a slip of the pen
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One run of the plan, its parameters checked; `minutes` expected, 0 unknown."""
+    """One run of the plan, its parameters checked.
+
+    `minutes` are expected, 0 unknown; `cpus` and `gpus` what it needs of a Ray node.
+    """
 
     job: runner.Job
     needs: tuple[str, ...] = ()
     minutes: float = 0.0
+    cpus: float = 1.0
+    gpus: float = 0.0
 
     @property
     def name(self) -> str:
@@ -116,6 +127,7 @@ def read_plan(
         raise ValueError(f"the plan `{path}` should have a list `steps`, but has none")
     for entry in steps:
         _check_entry(entry, path)
+    steps = _expand_grids(steps, path)
     _check_needs(steps, path)
     notebooks = [parameters.find_notebook(entry["notebook"]) for entry in steps]
     schemas = [parameters.read_parameters(notebook) for notebook in notebooks]
@@ -222,7 +234,9 @@ def _make_step(
         values |= parameters.check_overrides(schema, share, f"budget_share of {where}")
     values["run_name"] = entry["name"]
     job = runner.make_job(notebook, values)
-    return Step(job, tuple(entry.get("needs", [])), float(entry.get("minutes", 0)))
+    needs = tuple(entry.get("needs", []))
+    numbers = (("minutes", 0), ("cpus", 1), ("gpus", 0))
+    return Step(job, needs, *(float(entry.get(name, least)) for name, least in numbers))
 
 
 def _find_file(file: str, plan: Path) -> Path:
@@ -232,273 +246,77 @@ def _find_file(file: str, plan: Path) -> Path:
     return from_root if from_root.exists() or not beside.exists() else beside
 
 
-# --- is it up to date? ------------------------------------------------------
+# --- grids ------------------------------------------------------------------
 
 
-def make_fingerprint(step: Step, upstream: dict[str, str]) -> dict[str, Any]:
-    """Everything the step's result depends on, in parts that can be named.
+def _expand_grids(
+    entries: Sequence[dict[str, Any]], path: str | os.PathLike[str]
+) -> list[dict[str, Any]]:
+    """One step for every combination of a grid; its name stands for all of them."""
+    made: list[dict[str, Any]] = []
+    grids: dict[str, list[str]] = {}
+    for entry in entries:
+        entry = _name_members(entry, grids)
+        if "grid" not in entry:
+            made.append(entry)
+            continue
+        members = _make_members(entry, f"step `{entry['name']}` of `{path}`")
+        grids[entry["name"]] = [member["name"] for member in members]
+        made += members
+    return made
 
-    Args:
-        step: the step.
-        upstream: for each run it needs, when that finished.
-    """
-    job = step.job
-    return {
-        "parameters": {k: v for k, v in job.values.items() if k not in _PLACES},
-        "notebook": hash_notebook(job.notebook),
-        "code": hash_library(),
-        "data": hash_data(job),
-        "needs": upstream,
+
+def _name_members(entry: dict[str, Any], grids: dict[str, list[str]]) -> dict[str, Any]:
+    """The entry with every grid's name replaced by the names of its steps."""
+
+    def spread(values: list[Any]) -> list[Any]:
+        return [name for value in values for name in _members(value, grids)]
+
+    entry = dict(entry)
+    if "needs" in entry:
+        entry["needs"] = spread(entry["needs"])
+    entry["parameters"] = {
+        name: spread(value) if isinstance(value, list) else value
+        for name, value in entry.get("parameters", {}).items()
     }
+    return entry
 
 
-def hash_notebook(path: Path) -> str:
-    """Hash of the cells' sources, so that opening it in JupyterLab changes nothing."""
-    cells = parameters.read_notebook(path)["cells"]
-    return workspace.hash_value([(c["cell_type"], c["source"]) for c in cells])
+def _members(value: Any, grids: dict[str, list[str]]) -> list[Any]:
+    return list(grids[value]) if isinstance(value, str) and value in grids else [value]
 
 
-def hash_library() -> str:
-    """Hash of our sources, without this room: a page's look changes no number."""
-    root = Path(workspace.__file__).parent
-    sources = sorted(root.rglob("*.py"))
-    return workspace.hash_files([p for p in sources if p.parent != root / "workbook"])
-
-
-def hash_data(job: runner.Job) -> str:
-    """Hash of name, size and time of the CSV files in the job's data folder."""
-    if not job.values.get("data_dir"):
-        return ""
-    folder = workspace.resolve_path(str(job.values["data_dir"]))
-    found = sorted(folder.glob("*.csv")) or sorted(folder.glob("[!.]*"))
-    facts = [(path.name, path.stat()) for path in found]
-    return workspace.hash_value([(n, s.st_size, s.st_mtime_ns) for n, s in facts])
-
-
-def explain_run(step: Step, upstream: dict[str, str]) -> str:
-    """Why the step must run; empty when its run is done and still valid."""
-    folder = step.job.folder
-    if not (folder / "run.json").exists():
-        return "missing"
-    try:
-        record = workspace.read_json(folder / "run.json")
-    except ValueError:
-        return "its run.json cannot be read"
-    state = runner.read_state(record)
-    if state != "done":
-        return f"last time {state}" if state != "running" else "still running"
-    stored = record.get("fingerprint")
-    if not stored:
-        return "not run by a plan before"
-    gone = [n for n in record.get("outputs", []) if not (folder / n).exists()]
-    if gone:
-        return f"{gone[0]} is gone"
-    return _compare(stored, make_fingerprint(step, upstream))
-
-
-def _compare(stored: dict[str, Any], current: dict[str, Any]) -> str:
-    """What differs between two fingerprints, the most telling first."""
-    before, now = stored.get("parameters", {}), current["parameters"]
-    names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
-    if names:
-        told = ", ".join(f"{n} {before.get(n)} → {now.get(n)}" for n in names[:3])
-        return f"parameters changed: {told}" + ", …" * (len(names) > 3)
-    for part in ("data", "notebook", "code"):
-        if stored.get(part) != current[part]:
-            return f"{part} changed"
-    for need, finished in current["needs"].items():
-        if stored.get("needs", {}).get(need) != finished:
-            return f"upstream {need} ran again"
-    return "" if stored == current else "what it needs changed"
-
-
-# --- running ----------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class _Progress:
-    """What happened so far; `rate` compares the time taken with the time expected."""
-
-    finished: dict[str, str] = dataclasses.field(default_factory=dict)
-    failed: dict[str, str] = dataclasses.field(default_factory=dict)
-    taken: float = 0.0
-    expected: float = 0.0
-
-    def blocked(self, step: Step) -> str:
-        """The needed step that is not there, if any."""
-        return next((need for need in step.needs if need in self.failed), "")
-
-    @property
-    def rate(self) -> float:
-        """Seconds taken per second expected."""
-        return self.taken / self.expected if self.expected else 1.0
-
-
-def run_plan(plan: Plan, *, forced: Sequence[str] = (), dry: bool = False) -> int:
-    """Run what is missing or stale, in order; returns the exit code.
-
-    The first failure decides the exit code; later steps that do not need the failed
-    one still run, unless the input was bad or the plan was interrupted.
-
-    Raises:
-        ValueError: an unknown step in `forced`.
-        FileNotFoundError: the data folder does not exist.
-    """
-    names = [step.name for step in plan.steps]
-    for name in forced:
-        if name not in names:
+def _make_members(entry: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    axes = entry["grid"]
+    for name, values in axes.items():
+        if not isinstance(values, list) or not values:
             raise ValueError(
-                f"no step is called `{name}` (--force){parameters.suggest(name, names)}"
+                f"`{name}` in the grid of {where} must be a list of values to try, but "
+                f"{values!r} came"
             )
-    _check_data(plan)
-    print(f"{plan.title}\n{len(names)} steps → {plan.runs_dir}\n", flush=True)
-    if dry:
-        _print_forecast(plan, forced)
-        return 0
-    code = _run_steps(plan, forced)
-    _print_end(plan)
-    return code
+        if name in entry["parameters"]:
+            raise ValueError(f"`{name}` stands in the grid and beside it in {where}")
+    combinations = [
+        dict(zip(axes, values, strict=True))
+        for values in itertools.product(*axes.values())
+    ]
+    if len(combinations) > _MOST_STEPS:
+        raise ValueError(
+            f"the grid of {where} has {len(combinations):,} steps, more than "
+            f"{_MOST_STEPS:,}; leave out values"
+        )
+    shared = {key: value for key, value in entry.items() if key != "grid"}
+    return [
+        shared
+        | {
+            "name": "-".join([entry["name"], *map(_as_word, chosen.values())]),
+            "parameters": entry["parameters"] | chosen,
+        }
+        for chosen in combinations
+    ]
 
 
-def _check_data(plan: Plan) -> None:
-    for step in plan.steps:
-        given = str(step.job.values.get("data_dir", ""))
-        if not given or workspace.resolve_path(given).is_dir():
-            continue
-        is_demo = workspace.resolve_path(given) == workspace.repo_root() / _DEMO_DIR
-        remedy = "run `sketch demo` first" if is_demo else "give `-p data_dir DIR`"
-        raise FileNotFoundError(f"there is no data folder `{given}`; {remedy}")
-
-
-def _explain(step: Step, progress: _Progress, forced: Sequence[str]) -> str:
-    if step.name in forced:
-        return "forced"
-    return explain_run(step, {need: progress.finished[need] for need in step.needs})
-
-
-def _print_forecast(plan: Plan, forced: Sequence[str]) -> None:
-    progress, rerun = _Progress(), set[str]()
-    for step in plan.steps:
-        progress.finished[step.name] = _read_finished(step)
-        cause = next((need for need in step.needs if need in rerun), "")
-        why = _explain(step, progress, forced)
-        why = why or f"upstream {cause} runs again" * bool(cause)
-        if why:
-            rerun.add(step.name)
-        print(f"{'run ' if why else 'skip'}  {step.name:<20} {why or 'up to date'}")
-
-
-def _run_steps(plan: Plan, forced: Sequence[str]) -> int:
-    progress, code = _Progress(), 0
-    started = time.monotonic()
-    for number, step in enumerate(plan.steps, 1):
-        head = f"[{number}/{len(plan.steps)}] {step.name}"
-        if blocked := progress.blocked(step):
-            print(f"{head}: not run, because it needs {blocked}", flush=True)
-            progress.failed[step.name] = "not run"
-            continue
-        why = _explain(step, progress, forced)
-        if not why:
-            print(f"{head}: up to date", flush=True)
-            progress.finished[step.name] = _read_finished(step)
-            continue
-        left = _estimate_left(plan.steps[number - 1 :], progress, forced)
-        elapsed = display.format_seconds(time.monotonic() - started)
-        print(f"{head}: {why}  ({elapsed} so far{left})", flush=True)
-        outcome = _run_step(step, progress)
-        code = code or outcome.exit_code
-        if outcome.exit_code in (runner.BAD_INPUT, runner.EXIT_CODES["interrupted"]):
-            _print_unreached(plan.steps[number:])
-            break
-    return code
-
-
-def _run_step(step: Step, progress: _Progress) -> runner.Outcome:
-    upstream = {need: progress.finished[need] for need in step.needs}
-    facts = {"fingerprint": make_fingerprint(step, upstream), "needs": list(step.needs)}
-    expected = _expect_seconds(step)
-    outcome = runner.run_notebook(dataclasses.replace(step.job, facts=facts))
-    if outcome.state == "done":
-        progress.finished[step.name] = _read_finished(step)
-        progress.taken += outcome.seconds * bool(expected)
-        progress.expected += expected
-    else:
-        progress.failed[step.name] = outcome.state
-        print(f"{step.name}: {outcome.message}", file=sys.stderr, flush=True)
-    return outcome
-
-
-def _print_unreached(steps: Sequence[Step]) -> None:
-    if steps:
-        names = ", ".join(step.name for step in steps)
-        print(f"not run: {names}; the same command resumes here", flush=True)
-
-
-def _read_finished(step: Step) -> str:
-    """When the step's run ended, to the second, and the hash of what it depended on."""
-    path = step.job.folder / "run.json"
-    if not path.exists():
-        return ""
-    try:
-        record = workspace.read_json(path)
-    except ValueError:
-        return ""
-    depended = workspace.hash_value(record.get("fingerprint"))
-    return f"{record.get('finished', '')} {depended}"
-
-
-# --- time -------------------------------------------------------------------
-
-
-def _expect_seconds(step: Step) -> float:
-    """What the step took last time, else what the plan says; 0 when unknown."""
-    path = step.job.folder / "run.json"
-    if path.exists():
-        try:
-            record = workspace.read_json(path)
-        except ValueError:
-            record = {}
-        if record.get("state") == "done" and record.get("seconds"):
-            return float(record["seconds"])
-    return step.minutes * 60
-
-
-def _estimate_left(
-    steps: Sequence[Step], progress: _Progress, forced: Sequence[str]
-) -> str:
-    """`, about 3:10 min left` over the steps that will run, where that is known."""
-    stale = list(_list_stale(steps, progress, forced))
-    seconds = [_expect_seconds(step) for step in stale]
-    if not all(seconds):
-        return ""
-    return f", about {display.format_seconds(sum(seconds) * progress.rate)} left"
-
-
-def _list_stale(
-    steps: Sequence[Step], progress: _Progress, forced: Sequence[str]
-) -> Iterator[Step]:
-    rerun: set[str] = set()
-    for step in steps:
-        known = {need: progress.finished.get(need, "") for need in step.needs}
-        if rerun & set(step.needs) or step.name in forced or explain_run(step, known):
-            rerun.add(step.name)
-            yield step
-
-
-# --- the end ----------------------------------------------------------------
-
-
-def _print_end(plan: Plan) -> None:
-    """The table of scores and the path of the index."""
-    print(f"\n{'run':<22}{'score':>7}  {'95 % interval':<17}{'time':>10}  state")
-    for step in plan.steps:
-        record = report.read_record(step.job.folder)
-        score, interval = report.format_score(record)
-        seconds = record.get("seconds")
-        took = display.format_seconds(seconds) if seconds is not None else ""
-        state = runner.read_state(record)
-        print(f"{step.name:<22}{score:>7}  {interval:<17}{took:>10}  {state}")
-    submission = plan.runs_dir / "submission.csv"
-    if submission.exists():
-        print(f"\n{submission}")
-    print(f"{report.write_index(plan.runs_dir)}", flush=True)
+def _as_word(value: Any) -> str:
+    """A value as a part of a folder's name."""
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^\w.+]+", "_", text).strip("_") or "none"

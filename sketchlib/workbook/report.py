@@ -296,7 +296,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The run's record; a file that is missing or broken gives state `unreadable`."""
     try:
         record = workspace.read_json(folder / "run.json")
-    except (ValueError, FileNotFoundError):
+    except (ValueError, OSError):
         return {"name": folder.name, "state": "unreadable"}
     return record if isinstance(record, dict) else {"state": "unreadable"}
 

@@ -48,6 +48,7 @@ _POLL = 0.5  # seconds between two looks at the progress file
 _GRACE = 10.0  # seconds a notebook has to end after an interrupt
 _CHECK_CELLS = ("setup", "check")
 _INPUT_ERRORS = ("ValueError", "FileNotFoundError", "KeyError")
+_THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _STAMP = "%Y-%m-%dT%H:%M:%S%z"
 
 
@@ -56,7 +57,9 @@ class Job:
     """A notebook with checked parameters.
 
     `values` holds every parameter, `overrides` only what was asked for; `timeout`
-    is in seconds for the whole run, 0 for none; `facts` go into `run.json`.
+    is in seconds for the whole run, 0 for none; `facts` go into `run.json`;
+    `threads` are the processor threads it may use, 0 for all; `attempt` counts the
+    times its machine was lost.
     """
 
     notebook: Path
@@ -64,6 +67,8 @@ class Job:
     overrides: dict[str, parameters.Value]
     timeout: float = 0.0
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    threads: int = 0
+    attempt: int = 0
 
     @property
     def folder(self) -> Path:
@@ -165,19 +170,41 @@ def collect_overrides(
 # --- the run ----------------------------------------------------------------
 
 
-def run_notebook(job: Job, screen: display.Display | None = None) -> Outcome:
+class Stopper:
+    """A wish to stop, heard by every run that was given it; a handler of signals.
+
+    Asked once, a notebook may save; asked again, it is ended at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """Ask, once more."""
+        self.asked += 1
+
+
+def run_notebook(
+    job: Job,
+    screen: display.Display | None = None,
+    stopper: Stopper | None = None,
+) -> Outcome:
     """Run the job and leave a true `run.json`, the executed notebook and its HTML.
 
+    Args:
+        job: what to run.
+        screen: where progress is shown; None for standard output.
+        stopper: ends the run from outside; in the main thread Ctrl-C asks it too.
     Raises:
         ValueError: the run folder cannot be written, or another run holds it.
     """
     from sketchlib.workbook import report
 
     screen = screen or display.Display(job.folder.name)
-    with _locked(job.folder) as lock, _private_folder() as scratch:
+    with _locked(job) as lock, _private_folder() as scratch:
         _open_folder(job)
         started = time.perf_counter()
-        ending = _Supervisor(job, screen).run(scratch, lock)
+        ending = _Supervisor(job, screen, stopper or Stopper()).run(scratch, lock)
         seconds = round(time.perf_counter() - started, 1)
         outcome = _judge(job, ending, seconds)
         _close_folder(job, outcome)
@@ -187,12 +214,13 @@ def run_notebook(job: Job, screen: display.Display | None = None) -> Outcome:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[int]:
+def _locked(job: Job) -> Iterator[int]:
     """Hold the run folder; the lock ends with the processes that hold it.
 
     Raises:
         ValueError: it cannot be written, or another process or machine holds it.
     """
+    folder = job.folder
     path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,29 +231,29 @@ def _locked(folder: Path) -> Iterator[int]:
             "another place with `--runs DIR`"
         ) from error
     with lock:
-        _take_lock(lock, folder)
+        _take_lock(lock, folder, retried=job.attempt > 0)
         try:
             yield lock.fileno()
         finally:
             lock.truncate(0)
 
 
-def _take_lock(lock: IO[str], folder: Path) -> None:
+def _take_lock(lock: IO[str], folder: Path, *, retried: bool) -> None:
+    """Wait for a runner that is gone; `retried`, its machine is known to be lost."""
     holder = _read_holder(lock)
     patience = time.monotonic() + 2 * _GRACE
     while not _try_lock(lock):
         holder = _read_holder(lock)
         who = _name_holder(holder)
-        lingering = holder["host"] == socket.gethostname() and not _is_alive(
-            int(holder["pid"])
-        )
+        here = holder["host"] == socket.gethostname()
+        lingering = retried or (here and not _is_alive(int(holder["pid"])))
         if not lingering or time.monotonic() > patience:
             raise ValueError(
                 f"another run is writing `{folder}` ({who}); wait for it, stop it, or "
                 "give this one another name with `-p run_name NAME`"
             )
         time.sleep(_POLL)  # its runner was killed, its kernel is being ended
-    if holder["host"] not in ("", socket.gethostname()):
+    if holder["host"] not in ("", socket.gethostname()) and not retried:
         raise ValueError(
             f"`{folder}` is held by {_name_holder(holder)}; if that machine no longer "
             f"runs it, delete `{folder / '.lock'}`"
@@ -268,18 +296,27 @@ def _private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def queue_run(job: Job) -> None:
+    """Note in `run.json` that the job waits for a place to run."""
+    _write_record(job, "queued")
+
+
 def _open_folder(job: Job) -> None:
     """Make way for a new run; results that a resumed run needs stay."""
     job.target.unlink(missing_ok=True)
     job.target.with_suffix(".html").unlink(missing_ok=True)
     (job.folder / "progress.jsonl").write_text("")
+    _write_record(job, "running")
+
+
+def _write_record(job: Job, state: str) -> None:
     started = time.strftime(_STAMP)
     who = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
     workspace.write_json(
         job.folder / "run.json",
         {
             "name": job.folder.name,
-            "state": "running",
+            "state": state,
             "started": started,
             "runner": who | {"notebook": job.notebook.stem, "timeout": job.timeout},
             "parameters": job.values,
@@ -300,8 +337,9 @@ class _Ending:
 class _Supervisor:
     """One child process: its events, the clock, signals, and the end."""
 
-    def __init__(self, job: Job, screen: display.Display) -> None:
-        self.job, self.screen = job, screen
+    def __init__(self, job: Job, screen: display.Display, stopper: Stopper) -> None:
+        self.job, self.screen, self.stopper = job, screen, stopper
+        self.heard = 0  # how often we were asked to stop
         self.mark = uuid.uuid4().hex
         self.kernel = 0
         self.ending = _Ending()
@@ -321,7 +359,7 @@ class _Supervisor:
                 self.child = self._start(scratch, (write_end, lock), log)
             finally:
                 os.close(write_end)
-            with _signals_caught(self.interrupt):
+            with signals_caught(self.stopper):
                 self._follow(pipe)
                 self._finish()
         return self.ending
@@ -345,7 +383,7 @@ class _Supervisor:
             stdout=log,
             stderr=log,
             pass_fds=pipes,
-            env=_environment(scratch, self.mark),
+            env=_environment(scratch, self.mark, self.job.threads),
             start_new_session=True,
         )
 
@@ -384,6 +422,9 @@ class _Supervisor:
 
     def _check_clock(self) -> None:
         now = time.monotonic()
+        if self.heard < self.stopper.asked:
+            self.heard += 1
+            self.interrupt()
         if self.job.timeout and now - self.started > self.job.timeout:
             self.stop("timeout")
         if self.deadline and now > self.deadline:
@@ -392,7 +433,7 @@ class _Supervisor:
             else:
                 self._kill()
 
-    def interrupt(self, number: int, frame: FrameType | None) -> None:
+    def interrupt(self) -> None:
         """Ctrl-C or a polite kill: the first asks the kernel, the second ends it."""
         if self.ending.reason:
             self.deadline = time.monotonic()
@@ -432,21 +473,26 @@ class _Supervisor:
         self._show_progress()
 
 
-def _environment(scratch: Path, mark: str) -> dict[str, str]:
+def _environment(scratch: Path, mark: str, threads: int) -> dict[str, str]:
     """The child's environment: our library findable, nothing written to the home."""
+    limits = dict.fromkeys(_THREAD_LIMITS, str(threads)) if threads else {}
     library = str(Path(workspace.__file__).resolve().parents[1])
     searched = os.environ.get("PYTHONPATH", "")
-    return os.environ | {
-        MARK: mark,
-        "PYTHONPATH": f"{library}{os.pathsep}{searched}" if searched else library,
-        "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
-        "JUPYTER_PREFER_ENV_PATH": "1",
-        "IPYTHONDIR": str(scratch / "ipython"),
-    }
+    return (
+        os.environ
+        | limits
+        | {
+            MARK: mark,
+            "PYTHONPATH": f"{library}{os.pathsep}{searched}" if searched else library,
+            "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
+            "JUPYTER_PREFER_ENV_PATH": "1",
+            "IPYTHONDIR": str(scratch / "ipython"),
+        }
+    )
 
 
 @contextlib.contextmanager
-def _signals_caught(handler: Any) -> Iterator[None]:
+def signals_caught(handler: Any) -> Iterator[None]:
     """Ctrl-C, a polite kill and a closed terminal go to `handler` inside the block.
 
     A signal that was ignored before, as by `nohup`, stays ignored.

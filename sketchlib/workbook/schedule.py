@@ -1,0 +1,335 @@
+"""Running a plan: what is missing or stale, in order, side by side where it may.
+
+One loop starts every step whose needs are met while there is room, and settles those
+that ended. Where steps run is a *place*: threads on this machine (`Here`, each step
+a process tree of its own, processor threads shared out), or a Ray cluster
+(`cluster.Cluster`). Limits: what runs side by side here shares the memory too.
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from sketchlib import workspace
+from sketchlib.workbook import display, freshness, parameters, report, runner
+from sketchlib.workbook.plan import Plan, Step
+
+_DEMO_DIR = "data/demo"
+_LOOK = 0.5  # seconds between two looks at what ended
+_LAST = (runner.BAD_INPUT, runner.EXIT_CODES["interrupted"])  # nothing starts after
+
+
+class Place(Protocol):
+    """Where steps run."""
+
+    def has_room(self, running: int) -> bool:
+        """Whether one more may start beside those that run."""
+
+    def start(self, step: Step, job: runner.Job) -> None:
+        """Start the step's job and return at once."""
+
+    def wait(self, seconds: float) -> list[tuple[Step, runner.Outcome]]:
+        """The steps that ended, after at most so many seconds."""
+
+    def stop(self) -> None:
+        """Interrupt what runs; its outcomes still come."""
+
+
+class Here:
+    """This machine: up to `jobs` runs at a time, each with its share of the cores."""
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+        self.threads = max(1, _count_cores() // jobs) if jobs > 1 else 0
+        self.stopper = runner.Stopper()
+        self._pool = concurrent.futures.ThreadPoolExecutor(jobs)
+        self._running: dict[concurrent.futures.Future[runner.Outcome], Step] = {}
+
+    def has_room(self, running: int) -> bool:
+        """Whether fewer than `jobs` run."""
+        return running < self.jobs
+
+    def start(self, step: Step, job: runner.Job) -> None:
+        """Run the job in a thread, which watches the run's processes."""
+        job = dataclasses.replace(job, threads=self.threads)
+        made = self._pool.submit(run_job, job, self.stopper)
+        self._running[made] = step
+
+    def wait(self, seconds: float) -> list[tuple[Step, runner.Outcome]]:
+        """The steps that ended."""
+        first = concurrent.futures.FIRST_COMPLETED
+        ended, _ = concurrent.futures.wait(self._running, seconds, first)
+        return [(self._running.pop(one), one.result()) for one in ended]
+
+    def stop(self) -> None:
+        """Ask every run to save and end; asked again, end it."""
+        self.stopper()
+
+
+def run_job(job: runner.Job, stopper: runner.Stopper | None = None) -> runner.Outcome:
+    """`runner.run_notebook`, what it raises as an outcome: others run beside it."""
+    try:
+        return runner.run_notebook(job, None, stopper)
+    except (ValueError, OSError) as error:
+        code = runner.BAD_INPUT if isinstance(error, ValueError) else 1
+        told = {"cell": "", "name": type(error).__name__, "message": str(error)}
+        return runner.Outcome("failed", code, job.folder, 0.0, told)
+
+
+def _count_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# --- the whole plan ---------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Progress:
+    """What happened so far; `rate` compares the time taken with the time expected."""
+
+    finished: dict[str, str] = dataclasses.field(default_factory=dict)
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    expected: dict[str, float] = dataclasses.field(default_factory=dict)
+    taken: float = 0.0
+    planned: float = 0.0
+    code: int = 0
+
+    def blocked(self, step: Step) -> str:
+        """The needed step that is not there, if any."""
+        return next((need for need in step.needs if need in self.failed), "")
+
+    def is_ready(self, step: Step) -> bool:
+        """Whether everything it needs has ended, well or not."""
+        return bool(self.blocked(step)) or set(step.needs) <= set(self.finished)
+
+    @property
+    def rate(self) -> float:
+        """Seconds taken per second expected."""
+        return self.taken / self.planned if self.planned else 1.0
+
+
+def run_plan(plan: Plan, place: Place, *, forced: Sequence[str] = ()) -> int:
+    """Run what is missing or stale; returns the exit code.
+
+    The first failure decides the exit code; later steps that do not need the failed
+    one still run, unless the input was bad or the plan was interrupted.
+
+    Raises:
+        ValueError: an unknown step in `forced`, or a run folder that is held.
+        FileNotFoundError: the data folder does not exist.
+    """
+    check_plan(plan, forced)
+    _print_title(plan)
+    code = _Scheduler(plan, place, forced).run()
+    _print_end(plan)
+    return code
+
+
+def forecast(plan: Plan, *, forced: Sequence[str] = ()) -> None:
+    """Print what would run, why, and how long that may take.
+
+    Raises:
+        ValueError, FileNotFoundError: as `run_plan`.
+    """
+    check_plan(plan, forced)
+    _print_title(plan)
+    progress, rerun = _Progress(), set[str]()
+    for step in plan.steps:
+        progress.finished[step.name] = freshness.read_finished(step)
+        cause = next((need for need in step.needs if need in rerun), "")
+        why = _explain(step, progress, forced)
+        why = why or f"upstream {cause} runs again" * bool(cause)
+        if why:
+            rerun.add(step.name)
+        print(f"{'run ' if why else 'skip'}  {step.name:<20} {why or 'up to date'}")
+    print(f"\n{len(rerun)} to run{_estimate_left(plan.steps, _Progress(), forced)}")
+
+
+def check_plan(plan: Plan, forced: Sequence[str]) -> None:
+    """Raise unless the forced steps are the plan's and the data is there."""
+    names = [step.name for step in plan.steps]
+    for name in forced:
+        if name not in names:
+            raise ValueError(
+                f"no step is called `{name}` (--force){parameters.suggest(name, names)}"
+            )
+    for step in plan.steps:
+        given = str(step.job.values.get("data_dir", ""))
+        if not given or workspace.resolve_path(given).is_dir():
+            continue
+        is_demo = workspace.resolve_path(given) == workspace.repo_root() / _DEMO_DIR
+        remedy = "run `sketch demo` first" if is_demo else "give `-p data_dir DIR`"
+        raise FileNotFoundError(f"there is no data folder `{given}`; {remedy}")
+
+
+def _print_title(plan: Plan) -> None:
+    print(f"{plan.title}\n{len(plan.steps)} steps → {plan.runs_dir}\n", flush=True)
+
+
+def _explain(step: Step, progress: _Progress, forced: Sequence[str]) -> str:
+    if step.name in forced:
+        return "forced"
+    upstream = {need: progress.finished[need] for need in step.needs}
+    return freshness.explain_run(step, upstream)
+
+
+class _Scheduler:
+    """Steps that wait, steps that run, and what came of the others."""
+
+    def __init__(self, plan: Plan, place: Place, forced: Sequence[str]) -> None:
+        self.steps, self.place, self.forced = plan.steps, place, forced
+        self.waiting, self.running = list(plan.steps), list[Step]()
+        self.progress = _Progress()
+        self.started = time.monotonic()
+
+    def run(self) -> int:
+        """Start and settle until nothing is left; the first failure's exit code."""
+        stopper = runner.Stopper()
+        with runner.signals_caught(stopper):
+            heard = 0
+            try:
+                while self.running or self.waiting:
+                    self._fill()
+                    for step, outcome in self.place.wait(_LOOK) if self.running else ():
+                        self._settle(step, outcome)
+                    while heard < stopper.asked:
+                        heard += 1
+                        self._stop()
+            except BaseException:
+                self._drain()
+                raise
+        return self.progress.code
+
+    def _fill(self) -> None:
+        """Settle what is up to date or blocked, and start what there is room for."""
+        for step in list(self.waiting):
+            if not self.place.has_room(len(self.running)):
+                return
+            if self.progress.is_ready(step):
+                self.waiting.remove(step)
+                self._begin(step)
+
+    def _begin(self, step: Step) -> None:
+        number = self.steps.index(step) + 1
+        head = f"[{number}/{len(self.steps)}] {step.name}"
+        if blocked := self.progress.blocked(step):
+            print(f"{head}: not run, because it needs {blocked}", flush=True)
+            self.progress.failed[step.name] = "not run"
+            return
+        why = _explain(step, self.progress, self.forced)
+        if not why:
+            print(f"{head}: up to date", flush=True)
+            self.progress.finished[step.name] = freshness.read_finished(step)
+            return
+        self.progress.expected[step.name] = _expect_seconds(step)
+        left = _estimate_left([step, *self.waiting], self.progress, self.forced)
+        elapsed = display.format_seconds(time.monotonic() - self.started)
+        print(f"{head}: {why}  ({elapsed} so far{left})", flush=True)
+        upstream = {need: self.progress.finished[need] for need in step.needs}
+        facts = {
+            "fingerprint": freshness.make_fingerprint(step, upstream),
+            "needs": list(step.needs),
+        }
+        self.place.start(step, dataclasses.replace(step.job, facts=facts))
+        self.running.append(step)
+
+    def _settle(self, step: Step, outcome: runner.Outcome) -> None:
+        self.running.remove(step)
+        if outcome.state == "done":
+            expected = self.progress.expected[step.name]
+            self.progress.finished[step.name] = freshness.read_finished(step)
+            self.progress.taken += outcome.seconds * bool(expected)
+            self.progress.planned += expected
+            return
+        self.progress.failed[step.name] = outcome.state
+        print(f"{step.name}: {outcome.message}", file=sys.stderr, flush=True)
+        self.progress.code = self.progress.code or outcome.exit_code
+        if outcome.exit_code in _LAST:
+            self._give_up()
+
+    def _stop(self) -> None:
+        self.place.stop()
+        self.progress.code = self.progress.code or runner.EXIT_CODES["interrupted"]
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Start nothing more; what runs ends by itself."""
+        if self.waiting:
+            names = ", ".join(step.name for step in self.waiting)
+            print(f"not run: {names}; the same command resumes here", flush=True)
+        self.waiting.clear()
+
+    def _drain(self) -> None:
+        """Something broke: leave no run behind."""
+        self.place.stop()
+        patience = time.monotonic() + 30
+        while self.running and time.monotonic() < patience:
+            for step, _ in self.place.wait(_LOOK):
+                self.running.remove(step)
+
+
+# --- time -------------------------------------------------------------------
+
+
+def _expect_seconds(step: Step) -> float:
+    """What the step took last time, else what the plan says; 0 when unknown."""
+    record = report.read_record(step.job.folder)
+    if record.get("state") == "done" and record.get("seconds"):
+        return float(record["seconds"])
+    return step.minutes * 60
+
+
+def _estimate_left(
+    steps: Sequence[Step], progress: _Progress, forced: Sequence[str]
+) -> str:
+    """`, about 3:10 min left` over the steps that will run, where that is known."""
+    stale = list(_list_stale(steps, progress, forced))
+    seconds = [_expect_seconds(step) for step in stale]
+    if not stale or not all(seconds):
+        return ""
+    return f", about {display.format_seconds(sum(seconds) * progress.rate)} left"
+
+
+def _list_stale(
+    steps: Sequence[Step], progress: _Progress, forced: Sequence[str]
+) -> Iterator[Step]:
+    rerun: set[str] = set()
+    for step in steps:
+        known = {need: _know(steps, progress, need) for need in step.needs}
+        stale = freshness.explain_run(step, known)
+        if rerun & set(step.needs) or step.name in forced or stale:
+            rerun.add(step.name)
+            yield step
+
+
+def _know(steps: Sequence[Step], progress: _Progress, name: str) -> str:
+    """When the needed step ended, from this plan or from its record."""
+    if name in progress.finished:
+        return progress.finished[name]
+    return next((freshness.read_finished(s) for s in steps if s.name == name), "")
+
+
+# --- the end ----------------------------------------------------------------
+
+
+def _print_end(plan: Plan) -> None:
+    """The table of scores and the path of the index."""
+    wide = max(22, *(len(step.name) + 2 for step in plan.steps))
+    print(f"\n{'run':<{wide}}{'score':>7}  {'95 % interval':<17}{'time':>10}  state")
+    for step in plan.steps:
+        record = report.read_record(step.job.folder)
+        score, interval = report.format_score(record)
+        seconds = record.get("seconds")
+        took = display.format_seconds(seconds) if seconds is not None else ""
+        state = runner.read_state(record)
+        print(f"{step.name:<{wide}}{score:>7}  {interval:<17}{took:>10}  {state}")
+    submission = plan.runs_dir / "submission.csv"
+    if submission.exists():
+        print(f"\n{submission}")
+    print(f"{report.write_index(plan.runs_dir)}", flush=True)

@@ -1,0 +1,110 @@
+"""Plans as Ray tasks, on Ray's own test cluster: two nodes on this machine."""
+
+import os
+import threading
+import time
+
+import pytest
+from toys import PARAMETERS, write_notebook
+
+from sketchlib import workspace
+from sketchlib.workbook import cli, cluster
+
+PLAN = """\
+title: A grid on two nodes
+parameters: {data_dir: data}
+steps:
+  - name: audit
+    notebook: 01_eda
+  - name: trial
+    notebook: 03_train
+    needs: [audit]
+    grid: {recipe: [pen, none], epochs: [1, 2]}
+  - name: blend
+    notebook: 05_ensemble
+    needs: [trial]
+"""
+COUNT = """\
+import os, time
+with (run.dir / "attempts.txt").open("a") as told:
+    told.write(os.environ.get("OMP_NUM_THREADS", "") + "\\n")
+time.sleep(4)"""
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKETCHBOOK_ROOT", str(tmp_path))
+    library = os.path.dirname(os.path.dirname(workspace.__file__))
+    monkeypatch.setenv("PYTHONPATH", library)
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "240")
+    monkeypatch.chdir(tmp_path)
+    for name in ("01_eda", "03_train", "05_ensemble"):
+        cells = [("run", COUNT)] if name == "03_train" else []
+        path = tmp_path / "notebooks" / f"{name}.ipynb"
+        write_notebook(path, cells, parameters=PARAMETERS)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    return tmp_path
+
+
+def test_without_ray_the_remedy_is_named(root, capsys, monkeypatch):
+    def refuse(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(cluster.importlib, "import_module", refuse)
+    assert cli.main(["workbook", "plan.yaml", "--ray", "local"]) == 2
+    assert "sketchlib[ray]" in capsys.readouterr().err
+
+
+def read_states(root):
+    records = sorted((root / "runs").glob("*/run.json"))
+    return {path.parent.name: workspace.read_json(path)["state"] for path in records}
+
+
+def kill_busy_node(nodes, root, killed):
+    """Kill the second node as soon as every first trial has started."""
+    patience = time.monotonic() + 120
+    while time.monotonic() < patience:
+        if len(list((root / "runs").glob("trial*/attempts.txt"))) >= 2:
+            nodes["all"].remove_node(nodes["second"], allow_graceful=False)
+            killed.append(read_states(root))
+            nodes["third"] = nodes["all"].add_node(num_cpus=1)
+            return
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_grid_ends_complete_though_a_node_is_killed(root, capfd):
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    both = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes = {"all": both, "second": both.add_node(num_cpus=1)}
+    killed = []
+    murder = threading.Thread(target=kill_busy_node, args=(nodes, root, killed))
+    murder.start()
+    try:
+        asked = ["workbook", "plan.yaml", "--ray", both.address]
+        code = cli.main(asked)
+    finally:
+        murder.join()
+        both.shutdown()
+    out = capfd.readouterr().out
+    assert "running" in killed[0].values()
+    assert "its node was lost" in out
+    assert code == 0
+    assert len(read_states(root)) == 6
+    assert set(read_states(root).values()) == {"done"}
+    attempts = [p.read_text() for p in (root / "runs").glob("trial*/attempts.txt")]
+    assert len(attempts) == 4
+    assert sum(text.count("\n") for text in attempts) >= 5  # one was made again
+    assert set("".join(attempts).split()) == {"1"}
+
+
+@pytest.mark.slow
+def test_a_step_that_fits_no_node_is_refused_and_not_waited_for(root, capfd):
+    pytest.importorskip("ray")
+    (root / "plan.yaml").write_text(PLAN.replace("needs: [trial]", "gpus: 3"))
+    assert cli.main(["workbook", "plan.yaml", "--ray", "local"]) == 2
+    told = capfd.readouterr().err
+    assert "step `blend` needs 1 CPUs and 3 GPUs" in told
