@@ -1,138 +1,43 @@
-"""Named augmentation recipes for drawings, built on albumentations 2.0.8.
+"""Named augmentation recipes, applied to one drawing at a time.
 
-A recipe is a list of transforms that keep white paper white; morphology is named by
-its effect on the line (OpenCV's dilation thins dark lines). Randomness is drawn
-per picture from (seed, epoch, row), because albumentations 2.0.8 gives every loader
-worker the same draws and repeats them each epoch (AlbumentationsX issue 266).
-Limits: uint8 pictures, grey (H, W, 1) or colour (H, W, 3).
+Randomness is drawn per picture from (seed, epoch, row) and from nothing else:
+albumentations 2.0.8 gives every loader worker the same draws and repeats them each
+epoch (AlbumentationsX issue 266), and with a seed its transforms draw identical
+streams. What moves into the frame has the colour of the drawing's own paper.
+Limits: uint8 pictures, grey (H, W) or colour (H, W, 3).
 """
 
-import difflib
-import os
+import functools
 import random
-from collections.abc import Callable
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks PyPI otherwise
-
-import albumentations as A
 import cv2
 import numpy as np
 
 from sketchlib.data import cache
-
-WHITE = 255
-Step: TypeAlias = A.BasicTransform | A.OneOf
-
-
-def _flip() -> Step:
-    return A.HorizontalFlip(p=0.5)
+from sketchlib.training import recipes, steps
+from sketchlib.training.recipes import check_recipe as check_recipe
 
 
-def _upside_down() -> Step:
-    return A.VerticalFlip(p=0.5)
+@dataclass(frozen=True)
+class Pipeline:
+    """A recipe ready to be drawn from."""
+
+    steps: tuple[recipes.Step, ...]
 
 
-def _rotate() -> Step:
-    return A.Rotate(limit=15, fill=WHITE, p=0.7)
-
-
-def _light() -> Step:
-    return A.RandomBrightnessContrast(
-        brightness_limit=0.2, contrast_limit=0.2, ensure_safe_range=True, p=0.5
-    )
-
-
-def _affine() -> Step:
-    return A.Affine(
-        scale=(0.8, 1.1),
-        translate_percent=(-0.08, 0.08),
-        rotate=(-15, 15),
-        shear=(-8, 8),
-        fill=WHITE,
-        p=0.8,
-    )
-
-
-def _boxes() -> Step:
-    return A.CoarseDropout(
-        num_holes_range=(1, 4),
-        hole_height_range=(0.08, 0.25),
-        hole_width_range=(0.08, 0.25),
-        fill=WHITE,
-        p=0.5,
-    )
-
-
-def _line_weight() -> Step:
-    """Thicker lines by erosion, thinner ones by dilation: the paper is the maximum."""
-    thicker = A.Morphological(scale=(2, 3), operation="erosion", p=1.0)
-    thinner = A.Morphological(scale=(2, 2), operation="dilation", p=1.0)
-    return A.OneOf([thicker, thinner], p=0.5)
-
-
-def _noise() -> Step:
-    return A.GaussNoise(std_range=(0.02, 0.1), p=0.5)
-
-
-def _blur() -> Step:
-    return A.OneOf(
-        [
-            A.MotionBlur(blur_limit=(3, 5), p=1.0),
-            A.GaussianBlur(blur_limit=(3, 5), p=1.0),
-        ],
-        p=0.5,
-    )
-
-
-def _elastic() -> Step:
-    return A.ElasticTransform(alpha=40, sigma=6, fill=WHITE, p=0.4)
-
-
-def _grid() -> Step:
-    return A.GridDistortion(num_steps=5, distort_limit=0.25, fill=WHITE, p=0.4)
-
-
-def _equalise() -> Step:
-    return A.CLAHE(clip_limit=(1, 3), p=0.5)
-
-
-RECIPES: dict[str, tuple[Callable[[], Step], ...]] = {
-    "none": (),
-    "flip": (_flip,),
-    "flip_rotate_light": (_flip, _rotate, _light),
-    "affine_boxes": (_flip, _affine, _boxes),
-    "affine_lines_boxes": (_flip, _affine, _line_weight, _boxes),
-    "noise_blur": (_flip, _affine, _noise, _blur),
-    "elastic_grid": (_flip, _rotate, _elastic, _grid),
-    "upside_down": (_flip, _upside_down, _affine, _boxes),
-    "equalise": (_flip, _affine, _equalise),
-}
-
-
-def check_recipe(name: str) -> None:
-    """Raise ValueError, with the nearest name, unless `name` is a recipe."""
-    if name in RECIPES:
-        return
-    close = difflib.get_close_matches(name, RECIPES, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(
-        f"`augment` must be one of {', '.join(RECIPES)}, but {name!r} came{hint}"
-    )
-
-
-def make_recipe(name: str) -> A.Compose:
-    """A strict pipeline for one picture at a time; seed it with `draw`.
+def make_recipe(name: str) -> Pipeline:
+    """The recipe `name`, ready for `draw`.
 
     Raises:
-        ValueError: unknown name, with the nearest one.
+        ValueError: unknown name, step or argument, with the nearest one.
     """
-    check_recipe(name)
-    return A.Compose([make() for make in RECIPES[name]], strict=True)
+    return Pipeline(recipes.read_recipe(name))
 
 
 def draw(
-    recipe: A.Compose, pixels: np.ndarray, seed: int, epoch: int, row: int
+    recipe: Pipeline, pixels: np.ndarray, seed: int, epoch: int, row: int
 ) -> np.ndarray:
     """One augmented copy of a picture, the same for the same (seed, epoch, row).
 
@@ -141,31 +46,146 @@ def draw(
 
     Args:
         recipe: from `make_recipe`.
-        pixels: (S, S) or (S, S, 3) uint8.
+        pixels: (H, W) or (H, W, 3) uint8.
         seed: of the run.
         epoch: from 0.
         row: the picture's row number.
     Returns:
         uint8, same shape.
     """
-    if not recipe.transforms:
+    if not recipe.steps:
         return pixels
-    source = np.random.SeedSequence([seed, epoch, row])
-    recipe.set_random_state(
-        np.random.default_rng(source), random.Random(int(source.generate_state(1)[0]))
+    rng = random.Random(f"{seed}/{epoch}/{row}")  # SHA-512 of the text
+    ground = find_ground(pixels)
+    dark = (ground if isinstance(ground, int) else sum(ground) // 3) < cache.DARK_GROUND
+    if dark:
+        pixels, ground = cv2.bitwise_not(pixels), _negative(ground)
+    canvas = _Canvas(pixels, ground, rng)
+    for step in recipe.steps:
+        if epoch >= step.from_epoch and rng.random() < step.chance:
+            canvas.apply(step)
+    drawn = canvas.finish()
+    return cv2.bitwise_not(drawn) if dark else drawn
+
+
+def _negative(ground: steps.Ground) -> steps.Ground:
+    return 255 - ground if isinstance(ground, int) else tuple(255 - g for g in ground)
+
+
+def find_ground(pixels: np.ndarray) -> steps.Ground:
+    """The paper's colour: the median of the corners and the middles of the edges."""
+    height, width = pixels.shape[:2]
+    far_y, far_x, mid_y, mid_x = height - 1, width - 1, height // 2, width // 2
+    points = (
+        (0, 0), (0, far_x), (far_y, 0), (far_y, far_x),
+        (0, mid_x), (far_y, mid_x), (mid_y, 0), (mid_y, far_x),
+    )  # fmt: skip
+    if pixels.ndim == 2:
+        return sorted([pixels.item(point) for point in points])[4]
+    seen = sorted((tuple(map(int, pixels[point])) for point in points), key=sum)
+    return seen[4]
+
+
+class _Canvas:
+    """A picture with moves and tones that are still to be carried out together."""
+
+    def __init__(
+        self, pixels: np.ndarray, ground: steps.Ground, rng: random.Random
+    ) -> None:
+        self.pixels = pixels
+        self.ground = ground
+        self.rng = rng
+        self.matrix: steps.Matrix | None = None
+        self.table: np.ndarray | None = None
+
+    def apply(self, step: recipes.Step) -> None:
+        """Carry out a step, or put it with those that wait."""
+        if step.choices:
+            weights = [choice.chance for choice in step.choices]
+            self.apply(self.rng.choices(step.choices, weights)[0])
+            return
+        if step.name.startswith("A."):
+            self.finish()
+            self.pixels = _draw_foreign(step, self.pixels, self.rng)
+            return
+        kind, args = steps.KINDS[step.name], dict(step.args)
+        if kind.how == "move":
+            made = kind.act(self.rng, args)
+            self.matrix = made if self.matrix is None else _multiply(made, self.matrix)
+        elif kind.how == "tone":
+            made = kind.act(self.rng, args)
+            self.table = made if self.table is None else made[self.table]
+        else:
+            self.finish()
+            self.pixels = kind.act(self.pixels, self.rng, args, self.ground)
+
+    def finish(self) -> np.ndarray:
+        """The picture, everything that waited carried out."""
+        if self.matrix is not None:
+            self.pixels = _move(self.pixels, self.matrix, self.ground)
+        if self.table is not None:  # on the fill as well: tones are the paper's too
+            self.pixels = cv2.LUT(self.pixels, self.table)
+            self.ground = _look_up(self.table, self.ground)
+        self.matrix = self.table = None
+        return self.pixels
+
+
+def _look_up(table: np.ndarray, ground: steps.Ground) -> steps.Ground:
+    if isinstance(ground, int):
+        return table.item(ground)
+    return tuple(table.item(g) for g in ground)
+
+
+def _multiply(later: steps.Matrix, first: steps.Matrix) -> steps.Matrix:
+    """`first`, then `later`."""
+    a, b, c, d, x, y = later
+    e, f, g, h, u, v = first
+    return (
+        a * e + b * g,
+        a * f + b * h,
+        c * e + d * g,
+        c * f + d * h,
+        a * u + b * v + x,
+        c * u + d * v + y,
     )
-    grey = pixels.ndim == 2
-    picture = pixels[:, :, None] if grey else pixels
-    dark = _ground(pixels) < cache.DARK_GROUND
-    drawn = recipe(image=255 - picture if dark else picture)["image"]
-    drawn = 255 - drawn if dark else drawn
-    return drawn.reshape(pixels.shape)
 
 
-def _ground(pixels: np.ndarray) -> int:
-    """Median grey of the four corners; enough for a cached, padded picture."""
-    corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]]
-    return int(np.median(corners))
+def _move(pixels: np.ndarray, matrix: steps.Matrix, ground: steps.Ground) -> np.ndarray:
+    """Warp about the centre; flips and quarter turns stay exact."""
+    height, width = pixels.shape[:2]
+    a, b, c, d, x, y = matrix
+    if x == y == 0 and b == c == 0 and abs(a) == abs(d) == 1:
+        if a > 0 and d > 0:
+            return pixels
+        return cv2.flip(pixels, 1 if d > 0 else 0 if a > 0 else -1)
+    if x == y == 0 and a == d == 0 and abs(b) == abs(c) == 1 and height == width:
+        turned = cv2.transpose(pixels)
+        return turned if b > 0 and c > 0 else _move(turned, (b, 0, 0, c, 0, 0), ground)
+    side = min(height, width)
+    mid_x, mid_y = (width - 1) / 2, (height - 1) / 2
+    affine = np.array(
+        [
+            [a, b, mid_x - a * mid_x - b * mid_y + x * side],
+            [c, d, mid_y - c * mid_x - d * mid_y + y * side],
+        ]
+    )
+    fill = steps.fill_of(ground)
+    return cv2.warpAffine(pixels, affine, (width, height), borderValue=fill)
+
+
+@functools.cache
+def _make_foreign(step: recipes.Step) -> Any:
+    return recipes.make_foreign(step)
+
+
+def _draw_foreign(
+    step: recipes.Step, pixels: np.ndarray, rng: random.Random
+) -> np.ndarray:
+    """A transform of albumentations, drawing from this picture's own stream."""
+    transform = _make_foreign(step)
+    transform.set_random_state(np.random.default_rng(rng.getrandbits(64)), rng)
+    picture = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return transform(image=picture)["image"].reshape(pixels.shape)
 
 
 def ink_change(before: np.ndarray, after: np.ndarray) -> float:
