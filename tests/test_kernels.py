@@ -116,3 +116,15 @@ def test_a_network_that_would_change_is_refused():
 def test_a_network_without_norms_has_nothing_to_fold():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
     assert len(kernels.Folded(model, kernels.make_sample(8))) == 0
+
+
+def test_inference_leaves_the_model_itself_alone(used):
+    x, layers = torch.randn(2, 3, 40, 40), norms(used)
+    quick = kernels.fold_for_inference(used, 32)
+    assert (norms(quick), norms(used)) == (0, layers)
+    torch.testing.assert_close(quick(x), used(x), rtol=1e-4, atol=1e-5)
+
+
+def test_inference_without_norms_costs_no_copy():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    assert kernels.fold_for_inference(model, 8) is model

@@ -20,7 +20,7 @@ from torch import nn
 
 from sketchlib import workspace
 from sketchlib.data import cache
-from sketchlib.training import compute, datasets, models
+from sketchlib.training import compute, datasets, kernels, models
 from sketchlib.training.predictions import VIEWS, Predictions, average, check_views
 
 
@@ -76,8 +76,8 @@ def _compute(
     progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
     """(V, N, D) float16."""
-    way.place(model).eval()
     mean, std = (value.to(way.device) for value in models.input_stats(model))
+    quick = way.place(kernels.fold_for_inference(model, pixels.geometry.side_px))
     total, parts = len(pixels.pixels), []
     for start in range(0, total, 64):
         batch = np.array(pixels.pixels[start : start + 64])
@@ -86,7 +86,7 @@ def _compute(
         seen = [inputs, *(inputs.flip(VIEWS[view]) for view in views)]
         with way.autocast():
             found = [
-                model(view.contiguous(memory_format=way.memory_format)) for view in seen
+                quick(view.contiguous(memory_format=way.memory_format)) for view in seen
             ]
         parts.append(torch.stack(found).float().cpu().numpy().astype(np.float16))
         if progress:

@@ -8,6 +8,7 @@ the convolutions before them for the length of a training. Limits: square kernel
 stride 1 or 2; what does not fit is left as it is.
 """
 
+import copy
 import ctypes
 import sys
 from typing import Any
@@ -218,6 +219,19 @@ class Folded:
                 norm.to(conv.weight.device)
                 parent._modules[name] = norm
         self._pairs = []
+
+
+def fold_for_inference(model: nn.Module, side_px: int) -> nn.Module:
+    """`model` in eval mode; a copy with its batch norms folded, where it has such."""
+    model.eval()
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return model
+    copied = copy.deepcopy(model)
+    try:
+        Folded(copied, make_sample(side_px).to(next(copied.parameters()).device))
+    except ValueError:  # norms elsewhere: the network as it is
+        return model
+    return copied
 
 
 def make_sample(side_px: int) -> torch.Tensor:

@@ -175,11 +175,12 @@ def predict(
     """
     import torch
 
-    from sketchlib.training import datasets, models
+    from sketchlib.training import datasets, kernels, models
 
     check_views(tta)
-    way.place(model).eval()
+    side_px = examples.pixels.geometry.side_px
     mean, std = (value.to(way.device) for value in models.input_stats(model))
+    quick = way.place(kernels.fold_for_inference(model, side_px))
     loader = datasets.make_loader(
         datasets.SketchDataset(examples, "none", 0),
         batch_size,
@@ -193,7 +194,7 @@ def predict(
             views = [inputs, *(inputs.flip(VIEWS[name]) for name in tta)]
             logits = torch.stack(
                 [
-                    model(view.contiguous(memory_format=way.memory_format)).float()
+                    quick(view.contiguous(memory_format=way.memory_format)).float()
                     for view in views
                 ]
             )  # (V, B, K)
