@@ -17,6 +17,7 @@ import pandas as pd
 from scipy import optimize, sparse, stats
 from sklearn import metrics
 
+from sketchlib.data import decisions
 from sketchlib.data import manifest as manifests
 from sketchlib.training.predictions import Predictions
 
@@ -59,12 +60,14 @@ class Labelled:
 def join_labels(predictions: Predictions, manifest: pd.DataFrame) -> Labelled:
     """Predictions joined to their labels by `image_id` and class name.
 
+    Pictures that the review dropped since the run are left out.
+
     Raises:
         ValueError: a predicted image has no label in `manifest`, the classes are not
             the manifest's, or the logits are probabilities.
     """
     classes = manifests.class_names(manifest)
-    aligned = align_classes(predictions, classes)
+    aligned = without_dropped(align_classes(predictions, classes), manifest)
     names = manifests.train_rows(manifest).set_index("image_id")["class_name"]
     rows = names.index.get_indexer(pd.Index(aligned.image_ids.astype(str)))
     if (rows < 0).any():
@@ -77,6 +80,15 @@ def join_labels(predictions: Predictions, manifest: pd.DataFrame) -> Labelled:
     composed = [unicodedata.normalize("NFC", name) for name in names.iloc[rows]]
     truth = np.array([position[name] for name in composed], np.int64)
     return Labelled(aligned.image_ids, classes, aligned.probs, truth, aligned.fold)
+
+
+def without_dropped(predictions: Predictions, manifest: pd.DataFrame) -> Predictions:
+    """The predictions of pictures that no verdict of the review took out."""
+    dropped = manifest.loc[manifest["subset"] == decisions.DROPPED, "image_id"]
+    stays = ~np.isin(predictions.image_ids.astype(str), dropped.to_numpy(str))
+    if stays.all():
+        return predictions
+    return take_images(predictions, predictions.image_ids[stays])
 
 
 def align_classes(predictions: Predictions, classes: Sequence[str]) -> Predictions:

@@ -73,6 +73,7 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_workbook(commands)
     _add_looks(commands)
+    _add_review(commands)
     _add_doctor(commands)
     return parser
 
@@ -147,6 +148,27 @@ def _add_looks(commands: Any) -> None:
     report.set_defaults(command=_write_reports)
     models = commands.add_parser("models", help="the models there are, and why")
     models.set_defaults(command=_show_models)
+
+
+def _add_review(commands: Any) -> None:
+    review = commands.add_parser(
+        "review",
+        help="doubtful pictures: list them, decide",
+        description="What an audit is unsure of, and your verdicts on it. With keys "
+        "and pictures: open 01_eda in JupyterLab (`make lab`) and run it.",
+    )
+    review.add_argument("run", nargs="?", default="audit", help="default: audit")
+    review.add_argument("--runs", default="", metavar="DIR")
+    review.add_argument(
+        "--decide", nargs=2, metavar=("ID", "ACTION"),
+        help="keep, drop, not_duplicate, relabel or undo",
+    )  # fmt: skip
+    review.add_argument(
+        "--new", default="", metavar="VALUE",
+        help="the class of a relabel, the other picture of a pair",
+    )  # fmt: skip
+    review.add_argument("--shown", type=int, default=20, help="default: 20")
+    review.set_defaults(command=_review)
 
 
 def _add_doctor(commands: Any) -> None:
@@ -277,6 +299,46 @@ def _write_reports(options: argparse.Namespace) -> int:
             print(report.write_report(folder / name))
     print(report.write_index(folder))
     return 0
+
+
+def _review(options: argparse.Namespace) -> int:
+    from sketchlib import workspace
+    from sketchlib.data import decisions, manifest
+    from sketchlib.workbook import review
+
+    folder = _find_runs_dir(options.runs) / options.run
+    if not (folder / "run.json").exists():
+        raise FileNotFoundError(
+            f"no run is called `{options.run}` in {folder.parent}; run 01_eda first"
+        )
+    asked = workspace.read_json(folder / "run.json")["parameters"]
+    data_dir = workspace.resolve_path(asked["data_dir"])
+    columns = manifest.make_columns(asked.get("columns", []))
+    verdicts = decisions.read_decisions(decisions.find_path(data_dir))
+    rows = decisions.overlay(manifest.read_manifest(data_dir, columns), verdicts)
+    desk = review.open_desk(folder, data_dir, rows)
+    if options.decide:
+        image_id, action = options.decide
+        made = desk.record(image_id, action, options.new)
+        print(f"{made.action} {made.id} {made.new}".rstrip())
+    _print_desk(desk, options.shown)
+    return 0
+
+
+def _print_desk(desk: Any, shown: int) -> None:
+    """Notices, the first open questions, progress, and where verdicts are kept."""
+    from sketchlib.workbook import review
+
+    for notice in desk.verdicts.notices:
+        print(f"notice: {notice}")
+    rows = [
+        (review.describe(item), *item.image_ids, *("",) * (2 - len(item.image_ids)))
+        for item in desk.open_items[:shown]
+    ]
+    if rows:
+        print(_align(rows))
+    print(f"{desk.progress}; verdicts: {desk.path}")
+    print("with pictures and keys: `make lab`, then run 01_eda")
 
 
 def _show_models(options: argparse.Namespace) -> int:

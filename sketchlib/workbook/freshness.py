@@ -46,11 +46,15 @@ def hash_library() -> str:
 
 
 def hash_data(job: runner.Job) -> str:
-    """Hash of name, size and time of the CSV files in the job's data folder."""
+    """Hash of name, size and time of the data folder's CSV files and the verdicts."""
     if not job.values.get("data_dir"):
         return ""
+    from sketchlib.data import decisions  # pandas: half a second that --help need not
+
     folder = workspace.resolve_path(str(job.values["data_dir"]))
     found = sorted(folder.glob("*.csv")) or sorted(folder.glob("[!.]*"))
+    verdicts = decisions.find_path(folder)
+    found += [verdicts] if verdicts.exists() else []
     facts = [(path.name, path.stat()) for path in found]
     return workspace.hash_value([(n, s.st_size, s.st_mtime_ns) for n, s in facts])
 

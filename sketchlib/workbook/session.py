@@ -18,7 +18,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from sketchlib import workspace
-from sketchlib.data import manifest, splits
+from sketchlib.analysis import scores
+from sketchlib.data import decisions, manifest, splits
 from sketchlib.training import budget, predictions
 from sketchlib.workbook import parameters
 
@@ -93,11 +94,21 @@ def check_data_dir(data_dir: Path) -> None:
 
 
 def read_manifest(session: Session) -> pd.DataFrame:
-    """The manifest; what was unusual about the files is printed."""
+    """The manifest under the verdicts of the review; what was unusual is printed.
+
+    The run folder keeps a copy of the verdicts it goes by.
+    """
     table = manifest.read_manifest(session.data_dir, session.columns)
+    table = decisions.overlay(table, read_decisions(session))
+    decisions.copy_used(session.data_dir, session.run.dir)
     for notice in table.attrs["notices"]:
         print(f"notice: {notice}")
     return table
+
+
+def read_decisions(session: Session) -> decisions.Verdicts:
+    """The verdicts on this data that stand now."""
+    return decisions.read_decisions(decisions.find_path(session.data_dir))
 
 
 def read_folds(session: Session, audit_run: str, table: pd.DataFrame) -> pd.DataFrame:
@@ -177,7 +188,7 @@ def list_runs(session: Session, notebook: str) -> list[str]:
 def read_predictions(
     session: Session, runs: list[str], name: str
 ) -> dict[str, predictions.Predictions]:
-    """`oof.npz` or `test.npz` of each run.
+    """`oof.npz` or `test.npz` of each run, without pictures dropped since.
 
     Raises:
         ValueError: no runs were given or found.
@@ -188,9 +199,13 @@ def read_predictions(
             f"at least one finished 03_train run was expected in {session.runs_dir}, "
             "but there is none; run 03_train first, or name `runs`"
         )
-    return {
-        run: predictions.read_predictions(session.runs_dir / run / name) for run in runs
-    }
+    table = manifest.read_manifest(session.data_dir, session.columns)
+    table = decisions.overlay(table, read_decisions(session))
+    found = {}
+    for run in runs:
+        one = predictions.read_predictions(session.runs_dir / run / name)
+        found[run] = scores.without_dropped(one, table)
+    return found
 
 
 def is_interactive() -> bool:
