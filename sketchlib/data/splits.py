@@ -74,6 +74,34 @@ def _small_classes(
     return [f"{len(small)} classes are missing from some fold: {shown}"]
 
 
+def take_fraction(
+    labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int
+) -> np.ndarray:
+    """Mask of about `fraction` of the rows: as much of every class, groups whole.
+
+    Of each class at least one group is taken; a smaller fraction under the same seed
+    is part of a larger one.
+
+    Args:
+        labels: (n,) class numbers.
+        groups: (n,) group of each row.
+        fraction: over 0, up to 1.
+        seed: shuffles the groups.
+    """
+    table = pd.DataFrame({"label": labels, "group": groups})
+    first = table.drop_duplicates("group")
+    order = np.random.default_rng(seed).permutation(len(first))
+    sizes = table["group"].value_counts()
+    wanted = table["label"].value_counts() * fraction
+    taken: set[object] = set()
+    filled = dict.fromkeys(wanted.index, 0)
+    for label, group in first.iloc[order].itertuples(index=False):
+        if filled[label] == 0 or filled[label] + sizes[group] / 2 <= wanted[label]:
+            taken.add(group)
+            filled[label] += sizes[group]
+    return table["group"].isin(taken).to_numpy()
+
+
 def check_folds(folds: pd.DataFrame, manifest: pd.DataFrame) -> None:
     """Raise ValueError unless every training picture has one fold and groups hold."""
     train = manifest.loc[manifest["subset"] == "train", "image_id"]

@@ -2,12 +2,13 @@
 
 Pixels stay uint8 and, for grey drawings, one channel until they are on the device;
 `to_input` normalises there. The epoch travels inside the sampler's index, so that
-draws differ between epochs whatever the number of loader workers. Limits: one
-process samples a whole epoch; accelerate shards the batches.
+draws and what changes with the epoch (recipe, side) are right whatever the number of
+loader workers. Limits: one process samples a whole epoch; accelerate shards the
+batches.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -16,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sketchlib.data import cache
 from sketchlib.training import transforms
+from sketchlib.training.recipe import Stage, find_stage
 
-Index = tuple[int, int]  # (epoch, position)
+Index = tuple[int, int]  # (draw, position)
+REPEAT = 10**6  # draw = epoch + REPEAT · how often the row came before in this epoch
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,17 @@ class Examples:
         pixels: the cache.
         rows: (n,) row numbers in it.
         labels: (n,) int64 class numbers; -1 where unknown.
+        weights: (n,) share of each in the loss; ones where not given.
     """
 
     pixels: cache.PixelCache
     rows: np.ndarray
     labels: np.ndarray
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != len(self.rows):
+            object.__setattr__(self, "weights", np.ones(len(self.rows)))
 
     @property
     def image_ids(self) -> np.ndarray:
@@ -40,55 +49,122 @@ class Examples:
 
 
 class SketchDataset(Dataset):
-    """Pictures of `Examples`, augmented by a recipe or left as they are."""
+    """Pictures of `Examples`, augmented by a recipe or left as they are.
 
-    def __init__(self, examples: Examples, augment: str, seed: int) -> None:
+    `stages` say which recipe and side hold in which epoch, where they change.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        augment: str,
+        seed: int,
+        stages: Sequence[Stage] = (),
+    ) -> None:
         self.examples = examples
-        self.augment = augment
         self.seed = seed
-        self._recipe = transforms.make_recipe(augment)
+        self.stages = stages or (Stage(0, augment, 1.0, 0),)
+        self._recipes = {
+            stage.augment: transforms.make_recipe(stage.augment)
+            for stage in self.stages
+        }
 
     def __len__(self) -> int:
         return len(self.examples.rows)
 
     def __getitem__(self, index: Index) -> tuple[torch.Tensor, int, int]:
         """(C, S, S) uint8 picture, label, position."""
-        epoch, position = index
+        draw, position = index
+        stage = find_stage(self.stages, draw % REPEAT)
         row = int(self.examples.rows[position])
         pixels = np.asarray(self.examples.pixels.pixels[row])
-        drawn = transforms.draw(self._recipe, pixels, self.seed, epoch, row)
+        if stage.side_px and stage.side_px != pixels.shape[0]:
+            size = (stage.side_px, stage.side_px)
+            pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        recipe = self._recipes[stage.augment]
+        drawn = transforms.draw(recipe, pixels, self.seed, draw, row)
         return as_tensor(drawn), int(self.examples.labels[position]), position
 
 
 class EpochSampler(Sampler[Index]):
-    """(epoch, position) for every example, shuffled anew each epoch or in order."""
+    """(draw, position), shuffled anew each epoch or in order.
 
-    def __init__(self, examples: int, seed: int, shuffle: bool) -> None:
-        self.examples = examples
+    `how` is one of `recipe.SAMPLERS`; `start` leaves out the first of the epoch, for
+    one that was interrupted.
+    """
+
+    def __init__(
+        self, labels: np.ndarray, seed: int, *, shuffle: bool, how: str = "plain"
+    ) -> None:
+        self.labels = labels
         self.seed = seed
         self.shuffle = shuffle
+        self.how = how
         self.epoch = 0
+        self.start = 0
 
     def __len__(self) -> int:
-        return self.examples
+        return count_draws(self.labels, self.how)
 
     def __iter__(self) -> Iterator[Index]:
-        order = np.arange(self.examples)
+        order = np.arange(len(self.labels))
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
-        return iter([(self.epoch, int(position)) for position in order])
+            rng = np.random.default_rng([self.seed, self.epoch])
+            order = rng.permutation(draw_positions(self.labels, self.how, rng))
+        came: dict[int, int] = {}
+        indices: list[Index] = []
+        for position in map(int, order):
+            times = came.get(position, 0)
+            came[position] = times + 1
+            indices.append((self.epoch + REPEAT * times, position))
+        return iter(indices[self.start :])
+
+
+def count_draws(labels: np.ndarray, how: str) -> int:
+    """How many pictures an epoch shows under the sampler `how`."""
+    counts = np.unique(labels, return_counts=True)[1]
+    if how == "up":
+        return int(counts.max() * len(counts))
+    return int(counts.min() * len(counts)) if how == "down" else len(labels)
+
+
+def draw_positions(
+    labels: np.ndarray, how: str, rng: np.random.Generator
+) -> np.ndarray:
+    """Positions an epoch shows, unshuffled; see `recipe.Recipe.sampler`."""
+    if how == "plain":
+        return np.arange(len(labels))
+    classes, inverse, counts = np.unique(
+        labels, return_inverse=True, return_counts=True
+    )
+    if how == "weighted":
+        chances = 1 / counts[inverse] / len(classes)
+        return rng.choice(len(labels), len(labels), p=chances)
+    each = counts.max() if how == "up" else counts.min()
+    drawn = []
+    for number in range(len(classes)):
+        own = rng.permutation(np.flatnonzero(inverse == number))
+        drawn.append(np.resize(own, each))  # repeats in turn, or cuts
+    return np.concatenate(drawn)
 
 
 def make_loader(
-    dataset: SketchDataset, batch_size: int, *, workers: int, training: bool
+    dataset: SketchDataset,
+    batch_size: int,
+    *,
+    workers: int,
+    training: bool,
+    how: str = "plain",
 ) -> DataLoader:
     """Batches of (image uint8 (B, C, S, S), target (B,), position (B,)).
 
     A training epoch leaves out a last batch of one picture, on which batch norm
     cannot work. Set `loader.sampler.epoch` before each epoch.
     """
-    sampler = EpochSampler(len(dataset), dataset.seed, shuffle=training)
-    lone = training and len(dataset) % batch_size == 1 and len(dataset) > batch_size
+    sampler = EpochSampler(
+        dataset.examples.labels, dataset.seed, shuffle=training, how=how
+    )
+    lone = training and len(sampler) % batch_size == 1 and len(sampler) > batch_size
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sketchlib import workspace
-from sketchlib.data import cache, manifest
+from sketchlib.data import cache, manifest, splits
 from sketchlib.training import (
     budget,
     compute,
@@ -24,6 +24,7 @@ from sketchlib.training import (
     features,
     loop,
     models,
+    optim,
     predictions,
 )
 
@@ -86,6 +87,7 @@ class Task:
         cache_dir: frozen features are kept there; safe to delete.
         workers: loader processes.
         fresh: forget earlier checkpoints and results.
+        save_minutes: also save inside an epoch, this often; 0 is off.
     """
 
     table: pd.DataFrame
@@ -99,6 +101,7 @@ class Task:
     cache_dir: Path
     workers: int
     fresh: bool
+    save_minutes: float = 0.0
 
     def with_epochs(self, epochs: int) -> "Task":
         """The same task for fewer epochs."""
@@ -138,10 +141,7 @@ def train_fold(
         loop.release(fold_dir)
     (fold_dir / "done.json").unlink(missing_ok=True)
     classes = manifest.class_names(task.table)
-    workspace.seed_everything(task.recipe.seed)  # the new classifier is random
-    model = task.network.make(len(classes))
-    if task.network.head == "probe":
-        _start_from_probe(task, model, train)
+    model = _make_started(task, train)
     history = loop.fit(
         model,
         train,
@@ -151,6 +151,7 @@ def train_fold(
         fold_dir=fold_dir,
         workers=task.workers,
         on_epoch=on_epoch,
+        save_minutes=task.save_minutes,
     )
     parts = [
         predictions.predict(
@@ -170,11 +171,17 @@ def make_examples(
 ) -> tuple[datasets.Examples, datasets.Examples, datasets.Examples]:
     """(train, held out, test) rows; unreadable pictures never train."""
     rows = manifest.train_rows(task.table).merge(
-        task.folds[["image_id", "fold"]], on="image_id", how="inner"
+        task.folds[["image_id", "group", "fold"]], on="image_id", how="inner"
     )
     test = manifest.test_rows(task.table)
     held = (rows["fold"] == fold).to_numpy() & (fold >= 0)
     train = rows[~held]
+    recipe = task.recipe
+    if recipe.data_fraction < 1:
+        labels, groups = train["label"].to_numpy(), train["group"].to_numpy()
+        train = train[
+            splits.take_fraction(labels, groups, recipe.data_fraction, recipe.seed)
+        ]
     readable = task.pixels.readable[task.pixels.rows(train["image_id"])]
     return (
         _examples(task.pixels, train[readable]),
@@ -264,6 +271,35 @@ def extract(task: Task) -> np.ndarray:
         name=task.network.model,
         cache_dir=task.cache_dir,
     )
+
+
+def with_found_lr(task: Task) -> Task:
+    """The task with the rate that `loop.find_lr` suggests on the rows of fold 0.
+
+    The curve stands in `rate.csv` of the run folder and is read back from there, so
+    that a run that was interrupted goes on at the same rate.
+    """
+    train, _, _ = make_examples(task, 0)
+    asked = workspace.hash_value(_describe(task, train))
+    path, key = task.run_dir / "rate.csv", task.run_dir / "rate.json"
+    known = path.exists() and key.exists() and not task.fresh
+    if not known or workspace.read_json(key) != {"asked": asked}:
+        model = _make_started(task, train)
+        curve = loop.find_lr(model, train, task.recipe, task.way)
+        with workspace.atomic_path(path) as temporary:
+            curve.to_csv(temporary, index=False)
+        workspace.write_json(key, {"asked": asked})
+    lr = optim.suggest_lr(pd.read_csv(path))
+    return dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, lr=lr))
+
+
+def _make_started(task: Task, train: datasets.Examples) -> nn.Module:
+    """The model of a fold as training finds it."""
+    workspace.seed_everything(task.recipe.seed)  # the new classifier is random
+    model = task.network.make(len(manifest.class_names(task.table)))
+    if task.network.head == "probe":
+        _start_from_probe(task, model, train)
+    return model
 
 
 def _start_from_probe(task: Task, model: nn.Module, train: datasets.Examples) -> None:

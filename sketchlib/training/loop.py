@@ -1,18 +1,19 @@
-"""`Recipe` and `fit`: the training loop, on accelerate.
+"""`fit`: the training loop, on accelerate.
 
-One call trains one fold: shuffle, augment, step, score, save, epoch by epoch. Every
-epoch starts from a seed made of (seed, fold, epoch) and ends with a checkpoint, so a
-killed run continues where it was and ends with the same numbers. The schedule counts
-optimiser updates, never epochs by accident. Limits: one process; several need
-`accelerate launch`.
+One call trains one fold: shuffle, augment, step, score, save, epoch by epoch. What is
+random in an update comes from (seed, epoch, step) alone, and checkpoints are written
+every epoch and inside long ones, so a run killed at any moment continues where it was
+and ends with the same numbers. An update is that of the whole batch, in however many
+parts memory allows. Limits: one process; several need `accelerate launch`.
 """
 
-import dataclasses
+import contextlib
+import copy
+import itertools
 import math
-import shutil
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,120 +23,38 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
 from sketchlib import workspace
-from sketchlib.training import compute, datasets, kernels, models, transforms
+from sketchlib.training import (
+    checkpoints,
+    compute,
+    datasets,
+    kernels,
+    losses,
+    models,
+    optim,
+)
+from sketchlib.training import recipe as recipes
+from sketchlib.training.checkpoints import Position, release
+from sketchlib.training.memory import Parts
+from sketchlib.training.recipe import Recipe, with_epochs
 
-SCHEDULES = ("cosine", "step", "constant")
-KEEPS = ("last", "best")
-NORMS = ("still", "folded", "learn")
+__all__ = ["Recipe", "Stopped", "find_lr", "fit", "release", "with_epochs"]
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; every field comes from the notebook's parameters.
-
-    Attributes:
-        augment: recipe name of `transforms`.
-        epochs: passes over the training rows, ≥ 1.
-        batch_size: pictures per optimiser step, ≥ 2.
-        accumulate: the step is computed in this many parts, ≥ 1.
-        optimizer: a name timm knows.
-        lr: peak learning rate, > 0.
-        schedule: cosine (to zero), step (× 0.1 at 60 and 85 %), or constant.
-        warmup_epochs: epochs of linear warm-up, ≥ 0, less than `epochs`.
-        weight_decay: ≥ 0.
-        layer_decay: lr factor per layer from the head down, 0-1; 0 is off.
-        label_smoothing: 0-1.
-        mixup_alpha: Beta parameter of mixup, 0 is off.
-        cutmix_alpha: Beta parameter of CutMix, 0 is off.
-        mix_off_epochs: last epochs without mixing, ≥ 0.
-        ema_decay: decay of the averaged weights, 0-1; 0 is off.
-        clip_norm: largest gradient norm, 0 is off.
-        frozen: train only the classifier.
-        norm: batch-norm statistics: `still` keeps the pretrained ones, which a short
-            fine-tune of few drawings needs; `folded` does too, and trains with the
-            norms multiplied into the convolutions, which is faster; `learn` follows
-            the batches.
-        keep: weights used to predict: `last`, or `best` on the held-out fold, whose
-            score then flatters itself a little.
-        seed: ≥ 0.
-    """
-
-    augment: str
-    epochs: int
-    batch_size: int
-    accumulate: int
-    optimizer: str
-    lr: float
-    schedule: str
-    warmup_epochs: float
-    weight_decay: float
-    layer_decay: float
-    label_smoothing: float
-    mixup_alpha: float
-    cutmix_alpha: float
-    mix_off_epochs: int
-    ema_decay: float
-    clip_norm: float
-    frozen: bool
-    norm: str
-    keep: str
-    seed: int
-
-    def __post_init__(self) -> None:
-        check_recipe(self)
+_FIND_STEPS = 60  # updates of the rate finder
+_RETRY_FACTOR = 0.1
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Raise ValueError for a value out of range or settings that contradict."""
-    transforms.check_recipe(recipe.augment)
-    wrong = [
-        (recipe.epochs >= 1, "epochs", "at least 1", recipe.epochs),
-        (recipe.batch_size >= 2, "batch_size", "at least 2", recipe.batch_size),
-        (recipe.accumulate >= 1, "accumulate", "at least 1", recipe.accumulate),
-        (0 < recipe.lr < math.inf, "lr", "over 0", recipe.lr),
-        (recipe.weight_decay >= 0, "weight_decay", "0 or more", recipe.weight_decay),
-        (0 <= recipe.layer_decay < 1, "layer_decay", "0-1", recipe.layer_decay),
-        (0 <= recipe.label_smoothing < 1, "label_smoothing", "0-1", None),
-        (0 <= recipe.ema_decay < 1, "ema_decay", "0-1, under 1", recipe.ema_decay),
-        (recipe.clip_norm >= 0, "clip_norm", "0 or more", recipe.clip_norm),
-        (recipe.schedule in SCHEDULES, "schedule", str(SCHEDULES), recipe.schedule),
-        (recipe.norm in NORMS, "norm", str(NORMS), recipe.norm),
-        (recipe.keep in KEEPS, "keep", str(KEEPS), recipe.keep),
-        (
-            0 <= recipe.warmup_epochs < recipe.epochs,
-            "warmup_epochs",
-            f"0 to less than epochs ({recipe.epochs})",
-            recipe.warmup_epochs,
-        ),
-        (
-            recipe.optimizer in list_optimizers(),
-            "optimizer",
-            "one timm knows, such as adamw, sgd, lamb",
-            recipe.optimizer,
-        ),
-    ]
-    for holds, name, wanted, got in wrong:
-        if not holds:
-            got = getattr(recipe, name) if got is None else got
-            raise ValueError(f"`{name}` should be {wanted}, but {got!r} came")
+class Stopped(Exception):
+    """Raised by `on_epoch` to end a fold there; its checkpoint stays."""
 
 
-def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
-    """The same recipe for fewer epochs; warm-up and mixing shrink to fit."""
-    return dataclasses.replace(
-        recipe,
-        epochs=epochs,
-        warmup_epochs=min(recipe.warmup_epochs, epochs / 4),
-        mix_off_epochs=min(recipe.mix_off_epochs, epochs),
-    )
+class NotFinite(FloatingPointError):
+    """The loss, or a weight, is no longer a number."""
 
 
 def fit(
@@ -148,56 +67,55 @@ def fit(
     fold_dir: Path,
     workers: int = 0,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
+    save_minutes: float = 0.0,
 ) -> pd.DataFrame:
     """Train `model` in place and return its history.
 
     Args:
         model: bare timm model; ends with the weights that `recipe.keep` names.
-        train: rows to learn from.
+        train: rows to learn from, with their weights in the loss.
         valid: held-out rows, scored each epoch; may be empty.
         recipe: see `Recipe`.
         way: precision, layout and device.
         fold_dir: the checkpoint lives here; an unfinished one is continued.
         workers: loader processes; 0 augments in this process.
-        on_epoch: called with each row of the history.
+        on_epoch: called with each row of the history; may raise `Stopped`.
+        save_minutes: also save inside an epoch, this often; 0 is off.
     Returns:
         One row per epoch: epoch (from 1), train_loss, valid_loss, valid_accuracy
         (0-1), lr (at the epoch's end), seconds, images_per_second.
     Raises:
         ValueError: a checkpoint of another recipe, data or model is in the way.
-        FloatingPointError: the loss is no longer finite; names epoch and step.
+        FloatingPointError: the loss is no longer finite; names epoch and step, and
+            `bad_batch.json` in the folder the pictures.
+        MemoryError: not even two pictures at once fit.
+        Stopped: `on_epoch` raised it.
     """
-    state = _State(model, train, recipe, way, workers)
-    task = fingerprint(model, train, valid, recipe)
-    rows = _resume(state, fold_dir, task)
-    valid_loader = datasets.make_loader(
-        datasets.SketchDataset(valid, "none", recipe.seed),
-        recipe.batch_size * 2,
-        workers=0,
-        training=False,
-    )
-    for epoch in range(len(rows), recipe.epochs):
-        started = time.perf_counter()
-        workspace.seed_everything(recipe.seed * 1000 + epoch)
-        loss = _train_epoch(state, recipe, epoch)
-        speed = len(train.rows) / (time.perf_counter() - started)
-        row = {"epoch": epoch + 1, "train_loss": loss}
-        row |= _validate(state.averaged, valid_loader, way, state.stats)
-        row |= {
-            "lr": state.optimizer.param_groups[-1]["lr"],
-            "seconds": time.perf_counter() - started,
-            "images_per_second": speed,
-        }
-        rows.append(row)
-        _save(state, fold_dir, task, rows)
-        if on_epoch:
-            on_epoch(row)
-    _take_weights(state, model, fold_dir, recipe.keep)
-    return pd.DataFrame(rows)
+    recipes.check_sides(recipe, train.pixels.geometry.side_px, has_fixed_size(model))
+    task = checkpoints.fingerprint(model, train, valid, recipe)
+    keeper = checkpoints.Keeper(fold_dir, task, recipe, save_minutes)
+    with _repeatable(recipe.deterministic):
+        state = _State(model, train, recipe, way, workers)
+        position = _restore(state, keeper)
+        loader = _make_valid_loader(valid, recipe)
+        while not _is_over(recipe, position):
+            try:
+                _train_epoch(state, position, keeper)
+                row = _finish_epoch(state, position, loader)
+            except NotFinite as error:
+                position = _retry(state, keeper, error)
+                continue
+            keeper.keep_weights(position.rows, state.averaged)
+            keeper.save(position, state.content())
+            keeper.prune_weights(position.rows)
+            if on_epoch:
+                on_epoch(row)
+        _take_weights(state, position, keeper)
+    return pd.DataFrame(position.rows)
 
 
 class _State:
-    """What an epoch changes: model, average, optimiser, schedule."""
+    """What an update changes: model, average, optimiser, rate."""
 
     def __init__(
         self,
@@ -210,7 +128,6 @@ class _State:
         AcceleratorState._reset_state(reset_partial_state=True)  # one per fit
         self.accelerator = Accelerator(
             mixed_precision="no" if way.precision == "fp32" else way.precision,
-            gradient_accumulation_steps=recipe.accumulate,
             cpu=way.device == "cpu",
         )
         self.folded = (
@@ -220,99 +137,248 @@ class _State:
         )
         if recipe.frozen:
             models.freeze_backbone(model)
+        self.recipe = recipe
+        self.train = train
         self.bare = way.place(model)
         self.stats = tuple(value.to(way.device) for value in models.input_stats(model))
         self.way = way
         self.classes = int(model.num_classes)  # type: ignore[arg-type]
-        optimizer = create_optimizer_v2(
-            model,
-            opt=recipe.optimizer,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            layer_decay=recipe.layer_decay or None,
-        )
+        self.stages = recipes.make_stages(recipe)
         loader = datasets.make_loader(
-            datasets.SketchDataset(train, recipe.augment, recipe.seed),
-            max(2, recipe.batch_size // recipe.accumulate),
+            datasets.SketchDataset(train, recipe.augment, recipe.seed, self.stages),
+            recipe.batch_size,
             workers=workers,
             training=True,
+            how=recipe.sampler,
         )
         self.sampler: Any = loader.sampler  # accelerate wraps the loader, not this
-        self.updates = math.ceil(len(loader) / recipe.accumulate)
-        self.schedule = _make_schedule(optimizer, recipe, self.updates)
+        self.updates = len(loader)
         self.ema = (  # copied before accelerate wraps the model's own forward
             ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True)
             if recipe.ema_decay
             else None
         )
+        optimizer = optim.make_optimizer(model, recipe, recipe.lr)
+        self.schedule = optim.make_schedule(optimizer, recipe, self.updates)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(
             model, optimizer, loader
         )
-        self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        weights = losses.make_class_weights(
+            train.labels, self.classes, recipe.class_weights
+        )
+        self.loss = losses.Loss(recipe, weights.to(way.device))
+        self.weights = torch.as_tensor(train.weights, dtype=torch.float32)
+        least = 2 if recipe.norm == "learn" and not recipe.frozen else 1
+        parts = math.ceil(recipe.batch_size / recipe.accumulate)
+        self.parts = Parts(max(parts, least), least)
+        self.scoring = Parts(recipe.batch_size * 2, 1)
 
     @property
     def averaged(self) -> nn.Module:
         """The weights that are scored: their average where there is one."""
         return self.ema.module if self.ema else self.bare
 
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the position."""
+        return {
+            "model": self.bare.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+        }
 
-def _make_schedule(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, updates: int
-) -> Scheduler:
-    """Timm's scheduler, counted in updates; it alone honours layer-wise decay."""
-    name = "multistep" if recipe.schedule != "cosine" else "cosine"
-    milestones = [int(recipe.epochs * share) for share in (0.6, 0.85)]
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=name,
-        num_epochs=recipe.epochs,
-        decay_milestones=milestones if recipe.schedule == "step" else [10**6],
-        decay_rate=0.1,
-        min_lr=0.0,
-        warmup_lr=recipe.lr / 100,
-        warmup_epochs=recipe.warmup_epochs,  # type: ignore[arg-type]
-        step_on_epochs=False,
-        updates_per_epoch=updates,
-    )
-    return scheduler
+    def load(self, content: dict[str, Any]) -> None:
+        """The reverse of `content`."""
+        self.bare.load_state_dict(content["model"])
+        if self.ema:
+            self.ema.module.load_state_dict(content["ema"])
+        self.optimizer.load_state_dict(content["optimizer"])
+
+    def set_lr(self, update: int, factor: float) -> None:
+        """The rate of the next update, the number `update` from 0."""
+        self.schedule.step_update(update)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
 
 
-def _train_epoch(state: _State, recipe: Recipe, epoch: int) -> float:
-    """One pass; returns the mean loss over its pictures."""
+def has_fixed_size(model: nn.Module) -> bool:
+    """Whether timm says that the model takes pictures of one size only."""
+    return bool(getattr(model, "pretrained_cfg", {}).get("fixed_input_size"))
+
+
+@contextlib.contextmanager
+def _repeatable(wanted: bool) -> Iterator[None]:
+    """Inside, torch takes only operations that repeat bit by bit, if `wanted`."""
+    before = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def _restore(state: _State, keeper: checkpoints.Keeper) -> Position:
+    position, content = keeper.read()
+    if content:
+        state.load(content)
+    elif state.recipe.retry_nan:  # the first epoch, too, has something to go back to
+        keeper.save(position, state.content())
+    if position.limit:
+        state.parts.limit = position.limit
+    return position
+
+
+def _is_over(recipe: Recipe, position: Position) -> bool:
+    if len(position.rows) >= recipe.epochs:
+        return True
+    reason = recipes.find_stop(recipe, position.rows) if not position.step else ""
+    if reason:
+        print(f"notice: stopped after epoch {len(position.rows)}: {reason}")
+    return bool(reason)
+
+
+def _retry(state: _State, keeper: checkpoints.Keeper, error: NotFinite) -> Position:
+    """Go on from the last checkpoint at a lower rate, once; else raise `error`."""
+    position, content = keeper.read()
+    if not state.recipe.retry_nan or position.slower < 1 or not content:
+        raise error
+    state.load(content)
+    position.slower = _RETRY_FACTOR
+    keeper.save(position, state.content())  # a kill must not allow a second retry
+    print(f"notice: {error}; going on from the last checkpoint at a tenth of the rate")
+    return position
+
+
+# --- an epoch ---------------------------------------------------------------
+
+
+def _train_epoch(state: _State, position: Position, keeper: checkpoints.Keeper) -> None:
+    """The updates of an epoch that are left; `position` counts them."""
+    recipe, epoch = state.recipe, len(position.rows)
     state.model.train()
     if recipe.frozen or recipe.norm == "still":
         kernels.keep_norms_still(state.bare)
     state.sampler.epoch = epoch
+    state.sampler.start = position.step * recipe.batch_size
+    factor = optim.find_factor(recipe, epoch, position.rows) * position.slower
+    state.set_lr(epoch * state.updates + position.step, factor)
     mix = _make_mix(recipe, state.classes, epoch)
-    update, total, seen = epoch * state.updates, 0.0, 0
-    for step, (images, targets, _) in enumerate(state.loader):
-        inputs = datasets.to_input(images, *state.stats)
-        inputs = inputs.contiguous(memory_format=state.way.memory_format)
-        if mix is not None and len(inputs) % 2 == 0:
-            inputs, targets = mix(inputs, targets)
-        with state.accelerator.accumulate(state.model):
-            loss = state.loss(state.model(inputs).float(), targets)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss should stay finite, but is {value} in epoch {epoch + 1},"
-                    f" step {step + 1}; lower `lr` (now {recipe.lr}), set `clip_norm`, "
-                    "or use precision fp32"
-                )
-            state.accelerator.backward(loss)
-            if recipe.clip_norm and state.accelerator.sync_gradients:
-                state.accelerator.clip_grad_norm_(
-                    state.model.parameters(), recipe.clip_norm
-                )
-            state.optimizer.step()
+    began = time.perf_counter() - position.seconds
+    for images, targets, rows in itertools.islice(
+        state.loader, state.updates - position.step
+    ):
+        _seed_step(recipe.seed, epoch, position.step)
+        weights = state.weights[rows.cpu()].to(targets.device)
+        loss = _update(state, _mix(state, mix, images, targets), weights)
+        if not math.isfinite(loss):
+            _raise_not_finite(state, position, keeper, rows, f"the loss is {loss}")
+        position.step += 1
+        update = epoch * state.updates + position.step
+        state.set_lr(update, factor)
+        if state.ema:
+            state.ema.update(state.bare, step=update)
+        position.loss += loss * len(images)
+        position.seen += len(images)
+        position.seconds = time.perf_counter() - began
+        position.limit = state.parts.limit
+        if keeper.is_due and position.step < state.updates:
+            keeper.save(position, state.content())
+    broken = [n for n, w in state.bare.named_parameters() if not w.isfinite().all()]
+    if broken:
+        found = f"{len(broken)} weights are not, first {broken[0]}"
+        _raise_not_finite(state, position, keeper, torch.zeros(0), found)
+
+
+def _seed_step(seed: int, epoch: int, step: int) -> None:
+    mixed = np.random.SeedSequence([seed, epoch, step]).generate_state(1)[0]
+    workspace.seed_everything(int(mixed))
+
+
+def _raise_not_finite(
+    state: _State,
+    position: Position,
+    keeper: checkpoints.Keeper,
+    rows: torch.Tensor,
+    found: str,
+) -> None:
+    """Say where, and leave the ids of the batch in `bad_batch.json`."""
+    epoch, step = len(position.rows) + 1, position.step + 1
+    named = [str(name) for name in state.train.image_ids[rows.long().cpu().numpy()]]
+    workspace.write_json(
+        keeper.fold_dir / "bad_batch.json",
+        {"epoch": epoch, "step": step, "found": found, "image_ids": named},
+    )
+    raise NotFinite(
+        f"the loss and the weights should stay finite, but {found} in epoch {epoch}, "
+        f"step {step} (its pictures stand in {keeper.fold_dir / 'bad_batch.json'}); "
+        f"lower `lr` (now {state.recipe.lr}), set `clip_norm` or `retry_nan`, or use "
+        "precision fp32"
+    )
+
+
+def _mix(
+    state: _State, mix: Mixup | None, images: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixed float pictures and soft targets; an odd batch stays as it is."""
+    if mix is None or len(images) % 2:
+        return images, targets
+    return mix(datasets.to_input(images, *state.stats), targets)
+
+
+def _update(
+    state: _State, batch: tuple[torch.Tensor, torch.Tensor], weights: torch.Tensor
+) -> float:
+    """One optimiser step on a whole batch; returns its loss, finite or not."""
+    while True:
+        try:
+            loss = _accumulate(state, batch, weights)
+            if state.recipe.sam_rho and math.isfinite(loss):
+                rho = state.recipe.sam_rho
+                with optim.perturbed(list(state.bare.parameters()), rho):
+                    _accumulate(state, batch, weights)
+            break
+        except RuntimeError as error:  # out of memory; others are raised again
             state.optimizer.zero_grad()
-        if state.accelerator.sync_gradients:
-            update += 1
-            state.schedule.step_update(update)
-            if state.ema:
-                state.ema.update(state.bare, step=update)
-        total, seen = total + value * len(images), seen + len(images)
-    return total / max(seen, 1)
+            state.parts.shrink(error, len(weights), "training")
+    if math.isfinite(loss):
+        if state.recipe.clip_norm:
+            state.accelerator.clip_grad_norm_(
+                state.model.parameters(), state.recipe.clip_norm
+            )
+        state.optimizer.step()
+    state.optimizer.zero_grad()
+    return loss
+
+
+def _accumulate(
+    state: _State, batch: tuple[torch.Tensor, torch.Tensor], weights: torch.Tensor
+) -> float:
+    """Gradients of the whole batch, part by part; the loss without penalties."""
+    images, targets = batch
+    parts = state.parts.split(len(images))
+    total = 0.0
+    for part in parts:
+        last = part is parts[-1]
+        apart = contextlib.nullcontext if last else state.accelerator.no_sync
+        with apart(state.model):
+            inputs = images[part]
+            if inputs.dtype == torch.uint8:
+                inputs = datasets.to_input(inputs, *state.stats)
+            inputs = inputs.contiguous(memory_format=state.way.memory_format)
+            share = weights[part].sum() / weights.sum().clamp(min=1e-12)
+            logits = state.model(inputs).float()
+            loss = state.loss(logits, targets[part], weights[part]) * share
+            total += loss.item()
+            if not math.isfinite(total):
+                return total
+            if last:
+                loss = loss + state.loss.penalty(state.bare.parameters())
+            state.accelerator.backward(loss)
+    return total
 
 
 def _make_mix(recipe: Recipe, classes: int, epoch: int) -> Mixup | None:
@@ -327,22 +393,54 @@ def _make_mix(recipe: Recipe, classes: int, epoch: int) -> Mixup | None:
     )
 
 
+# --- scoring ----------------------------------------------------------------
+
+
+def _make_valid_loader(valid: datasets.Examples, recipe: Recipe) -> DataLoader:
+    return datasets.make_loader(
+        datasets.SketchDataset(valid, "none", recipe.seed),
+        recipe.batch_size * 2,
+        workers=0,
+        training=False,
+    )
+
+
+def _finish_epoch(
+    state: _State, position: Position, loader: DataLoader
+) -> dict[str, float]:
+    """Score, and turn the counts of `position` into a row of the history."""
+    speed = position.seen / max(position.seconds, 1e-9)
+    began = time.perf_counter()
+    row = {
+        "epoch": len(position.rows) + 1,
+        "train_loss": position.loss / max(position.seen, 1),
+    }
+    row |= _validate(state.averaged, loader, state.way, state.stats, state.scoring)
+    row |= {
+        "lr": state.optimizer.param_groups[-1]["lr"],
+        "seconds": position.seconds + time.perf_counter() - began,
+        "images_per_second": speed,
+    }
+    position.rows.append(row)
+    position.step, position.loss, position.seen = 0, 0.0, 0
+    position.seconds = 0.0
+    return row
+
+
 @torch.inference_mode()
 def _validate(
     model: nn.Module,
     loader: DataLoader,
     way: compute.Compute,
     stats: tuple[torch.Tensor, ...],
+    parts: Parts,
 ) -> dict[str, float]:
     """Plain cross-entropy and accuracy; NaN where nothing is held out."""
     model.eval()
     loss, hits, seen = 0.0, 0, 0
     for images, targets, _ in loader:
-        inputs = datasets.to_input(images.to(way.device), *stats)
-        inputs = inputs.contiguous(memory_format=way.memory_format)
-        targets = targets.to(way.device)
-        with way.autocast():
-            logits = model(inputs).float()
+        logits = _score(model, images, way, stats, parts)
+        targets = targets.to(logits.device)
         loss += nn.functional.cross_entropy(logits, targets, reduction="sum").item()
         hits += int((logits.argmax(1) == targets).sum())
         seen += len(targets)
@@ -351,115 +449,102 @@ def _validate(
     return {"valid_loss": loss / seen, "valid_accuracy": hits / seen}
 
 
-# --- checkpoints ------------------------------------------------------------
-
-
-def fingerprint(
+def _score(
     model: nn.Module,
-    train: datasets.Examples,
-    valid: datasets.Examples,
-    recipe: Recipe,
-) -> dict[str, object]:
-    """What must be equal for a checkpoint to be continued, named piece by piece."""
-    return {
-        "recipe": dataclasses.asdict(recipe),
-        "model": [type(model).__name__, int(model.num_classes)],  # type: ignore[arg-type]
-        "weights": workspace.hash_value(
-            [[name, list(w.shape)] for name, w in model.state_dict().items()]
-        ),
-        "geometry": dataclasses.asdict(train.pixels.geometry),
-        "train": workspace.hash_value([list(train.image_ids), train.labels.tolist()]),
-        "valid": workspace.hash_value([list(valid.image_ids), valid.labels.tolist()]),
-    }
-
-
-def _save(
-    state: _State, fold_dir: Path, task: dict[str, object], rows: list[dict]
-) -> None:
-    """Write the checkpoint; the one before stays as `previous.pt`."""
-    content = {
-        "task": task,
-        "rows": rows,
-        "model": state.bare.state_dict(),
-        "ema": state.ema.module.state_dict() if state.ema else None,
-        "optimizer": state.optimizer.state_dict(),
-    }
-    newest = fold_dir / "checkpoint.pt"
-    with workspace.atomic_path(newest) as temporary:
-        torch.save(content, temporary)
-        if newest.exists():
-            shutil.copyfile(newest, fold_dir / "previous.pt")
-    best = max(range(len(rows)), key=lambda i: (rows[i]["valid_accuracy"], i))
-    if best == len(rows) - 1:
-        with workspace.atomic_path(fold_dir / "best.pt") as temporary:
-            torch.save({"model": state.averaged.state_dict()}, temporary)
-
-
-def _resume(
-    state: _State, fold_dir: Path, task: dict[str, object]
-) -> list[dict[str, float]]:
-    """Load the newest readable checkpoint; returns the history so far."""
-    for path in (fold_dir / "checkpoint.pt", fold_dir / "previous.pt"):
-        if not path.exists():
-            continue
+    images: torch.Tensor,
+    way: compute.Compute,
+    stats: tuple[torch.Tensor, ...],
+    parts: Parts,
+) -> torch.Tensor:
+    """(B, K) float32 logits, in as many parts as memory asks for."""
+    while True:
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
-            print(f"{path.name} is damaged ({error}); trying the one before")
-            continue
-        _check_same_task(found["task"], task, fold_dir)
-        state.bare.load_state_dict(found["model"])
-        if state.ema:
-            state.ema.module.load_state_dict(found["ema"])
-        state.optimizer.load_state_dict(found["optimizer"])
-        return found["rows"]
-    return []
+            logits = []
+            for part in parts.split(len(images)):
+                inputs = datasets.to_input(images[part].to(way.device), *stats)
+                inputs = inputs.contiguous(memory_format=way.memory_format)
+                with way.autocast():
+                    logits.append(model(inputs).float())
+            return torch.cat(logits)
+        except RuntimeError as error:  # out of memory; others are raised again
+            parts.shrink(error, len(images), "scoring")
 
 
-def _check_same_task(
-    found: dict[str, object], wanted: dict[str, object], fold_dir: Path
+def _take_weights(
+    state: _State, position: Position, keeper: checkpoints.Keeper
 ) -> None:
-    found, wanted = _flatten(found), _flatten(wanted)
-    changed = [key for key in wanted if found.get(key) != wanted[key]]
-    if changed:
-        told = ", ".join(
-            f"{key} {found.get(key)} → {wanted[key]}" for key in changed[:4]
-        )
-        raise ValueError(
-            f"the unfinished checkpoint in {fold_dir} should be of this very task, but "
-            f"differs in {told}; give another `run_name`, restore the parameters, or "
-            "set `fresh: true` to start over"
-        )
-
-
-def _flatten(value: dict[str, object]) -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, part in value.items():
-        if isinstance(part, dict):
-            flat |= {f"{key}.{name}": inner for name, inner in part.items()}
-        else:
-            flat[key] = part
-    return flat
-
-
-def _take_weights(state: _State, model: nn.Module, fold_dir: Path, keep: str) -> None:
-    """Leave in `model` the weights to predict with, and its own forward."""
-    state.accelerator.unwrap_model(state.model, keep_fp32_wrapper=False)
-    best = fold_dir / "best.pt"
-    if keep == "best" and best.exists():
-        found = torch.load(best, map_location="cpu", weights_only=True)
-        model.load_state_dict(found["model"])
+    """Leave in the model the weights to predict with, and its own forward."""
+    model = state.accelerator.unwrap_model(state.model, keep_fp32_wrapper=False)
+    if checkpoints.choose_epochs(position.rows, state.recipe):
+        state.bare.load_state_dict(keeper.read_weights(position.rows))
     elif state.ema:
-        model.load_state_dict(state.ema.module.state_dict())
+        state.bare.load_state_dict(state.ema.module.state_dict())
+    learns = state.recipe.norm == "learn" and not state.recipe.frozen
+    if state.recipe.keep.endswith("_mean") and learns:
+        _learn_batch_norm(state)
     if state.folded:
         state.folded.restore()
     model.eval()
 
 
-def release(fold_dir: Path) -> None:
-    """Remove the checkpoints of a finished fold; its weights stand elsewhere."""
-    for name in ("checkpoint.pt", "previous.pt", "best.pt"):
-        (fold_dir / name).unlink(missing_ok=True)
+def _learn_batch_norm(state: _State) -> None:
+    """Batch-norm statistics of averaged weights, from one more pass."""
+    state.sampler.epoch, state.sampler.start = state.recipe.epochs, 0
+    inputs = (
+        datasets.to_input(images, *state.stats).contiguous(
+            memory_format=state.way.memory_format
+        )
+        for images, _, _ in state.loader
+    )
+    update_bn(inputs, state.bare)
+
+
+# --- the rate finder --------------------------------------------------------
+
+
+def find_lr(
+    model: nn.Module,
+    train: datasets.Examples,
+    recipe: Recipe,
+    way: compute.Compute,
+    *,
+    low: float = 1e-6,
+    high: float = 1.0,
+) -> pd.DataFrame:
+    """The loss while the rate rises by a constant factor: `lr`, `loss`.
+
+    Source: Smith, WACV 2017. `model` is left as it was; the curve ends where the loss
+    is four times its lowest. See `optim.suggest_lr`.
+    """
+    state = _State(copy.deepcopy(model), train, recipe, way, 0)
+    state.model.train()
+    if recipe.frozen or recipe.norm == "still":
+        kernels.keep_norms_still(state.bare)
+    base = [group.get("lr_scale", 1.0) for group in state.optimizer.param_groups]
+    rates = np.geomspace(low, high, _FIND_STEPS)
+    found: list[dict[str, float]] = []
+    batches = itertools.chain.from_iterable(_loop_epochs(state))
+    for step, (rate, batch) in enumerate(zip(rates, batches, strict=False)):
+        images, targets, rows = batch
+        for group, scale in zip(state.optimizer.param_groups, base, strict=True):
+            group["lr"] = rate * scale
+        _seed_step(recipe.seed, 0, step)
+        weights = state.weights[rows.cpu()].to(targets.device)
+        loss = _update(state, (images, targets), weights)
+        lowest = min((row["loss"] for row in found), default=loss)
+        if not math.isfinite(loss) or (step > 5 and loss > 4 * lowest):
+            break
+        found.append({"lr": float(rate), "loss": loss})
+    return pd.DataFrame(found)
+
+
+def _loop_epochs(state: _State) -> Iterator[DataLoader]:
+    for epoch in itertools.count():
+        state.sampler.epoch = epoch
+        yield state.loader
+
+
+# --- reading the curves -----------------------------------------------------
 
 
 def class_balance(labels: np.ndarray, classes: int) -> float:
