@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from sketchlib import workspace
-from sketchlib.analysis import looking, plots, samples, scores, sheets
+from sketchlib.analysis import breakdown, looking, plots, samples, scores, sheets
 from sketchlib.data import manifest
 from sketchlib.training import predictions
 
@@ -40,7 +40,9 @@ def show_attention() -> None:
     table = manifest.read_manifest(DATA)
     folder = RUNS / "lite0"
     record = workspace.read_json(folder / "run.json")
-    rows = scores.per_picture(predictions.read_predictions(folder / "oof.npz"), table)
+    rows = breakdown.per_picture(
+        predictions.read_predictions(folder / "oof.npz"), table
+    )
     rows = pd.concat([rows[~rows["correct"]].head(6), rows[rows["correct"]].tail(6)])
     glass = looking.open_run(record, folder, table, DATA, RUNS / "cache")
     cams = glass.attend(rows, method="gradcam", column="predicted")

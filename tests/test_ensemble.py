@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from test_scores import CLASSES, make_manifest, make_predictions, shuffle
 
-from sketchlib.analysis import ensemble, scores
+from sketchlib.analysis import board, calibration, ensemble, scores
 from sketchlib.data import manifest as manifests
 from sketchlib.training import predictions as prediction_files
 from sketchlib.training.predictions import Predictions
@@ -109,7 +109,9 @@ class TestBlend:
             assert ensemble.blend(runs, how="hard").labels.tolist() == [3]
 
     def test_ranks_do_not_hear_how_loud_a_run_is(self, runs):
-        loud = {name: scores.apply_temperature(run, 0.3) for name, run in runs.items()}
+        loud = {
+            name: calibration.apply_temperature(run, 0.3) for name, run in runs.items()
+        }
         expected = ensemble.blend(runs, how="rank")
         found = ensemble.blend(loud, how="rank")
         # Ties are tipped by a thousandth of the mean probability, which does hear.
@@ -153,84 +155,24 @@ def test_leaving_one_out_is_the_blend_of_the_others(runs, manifest, how):
         assert row.without == pytest.approx(change.accuracy_a)
 
 
-class TestSearch:
-    def test_a_useless_member_gets_no_weight_and_the_fit_is_recommended(self):
-        manifest = make_manifest(CLASSES, 40)
-        runs = make_runs(manifest, (2.5, 2.5, -2.0, -2.0))
-        found = ensemble.search_weights(runs, manifest)
-        assert sum(found.weights.values()) == pytest.approx(1)
-        assert found.weights["run 2"] == found.weights["run 3"] == 0
-        assert found.verdict.startswith("fitted against equal weights: better")
-        chosen = found.table.set_index("name")["recommended"]
-        assert chosen[chosen].index.tolist() == ["fitted weights"]
-        assert found.oof is found.fitted_oof
+def test_all_plain_blends_in_one_pass_are_the_blends(runs):
+    found = ensemble.blend_plain(runs)
+    assert list(found) == list(ensemble.METHODS)
+    for how, one in found.items():
+        expected = ensemble.blend(runs, how=how)
+        np.testing.assert_allclose(one.probs, expected.probs, atol=1e-6)
 
-    def test_it_is_not_optimistic_on_pure_noise(self):
-        """Runs without skill: fitted weights look good only where they were fitted."""
-        fitted, nested = [], []
-        for seed in range(6):
-            manifest = make_manifest(CLASSES, 25)
-            runs = make_runs(manifest, [0.0] * 12, seed=seed)
-            found = ensemble.search_weights(runs, manifest)
-            table = found.table.set_index("name")["accuracy"]
-            fitted.append(found.path["accuracy"].iloc[-1] - 1 / 8)
-            nested.append(table["fitted weights"] - 1 / 8)
-            assert found.weights == dict.fromkeys(runs, 1 / 12)
-        assert np.mean(fitted) > 0.03
-        assert abs(np.mean(nested)) < 0.02
 
-    def test_the_table_is_made_of_scores(self, runs, manifest):
-        found = ensemble.search_weights(runs, manifest)
-        table = found.table.set_index("name")
-        assert table.index.tolist() == [*runs, "equal weights", "fitted weights"]
-        for name, run in [*runs.items(), ("equal weights", ensemble.blend(runs))]:
-            summary = scores.summarise(run, manifest, draws=10)
-            assert table.loc[name, "accuracy"] == summary["accuracy"]
-            assert table.loc[name, "log_loss"] == pytest.approx(
-                summary["log_loss"], abs=1e-5
-            )
-        assert table.loc["equal weights", "gain"] == 0
-        assert (found.path["accuracy"] <= 1).all()
-
-    def test_shuffled_rows_change_nothing(self, runs, manifest):
-        rng = np.random.default_rng(5)
-        mixed = {name: shuffle(run, rng) for name, run in runs.items()}
-        one = ensemble.search_weights(runs, manifest)
-        other = ensemble.search_weights(mixed, manifest)
-        assert other.weights == pytest.approx(one.weights)
-        pd.testing.assert_frame_equal(one.table, other.table)
-
-    def test_the_few_rivals_decide_as_all_classes_do(self):
-        names = [f"class {number:03d}" for number in range(60)]
-        manifest = make_manifest(names, 8)
-        rng = np.random.default_rng(6)
-        runs = {
-            str(number): make_predictions(manifest, names, rng, skill=2, folds=1)
-            for number in range(6)
-        }
-        rivals = ensemble._rival_probs(runs, manifest)
-        hits, loss = ensemble._score_totals(rivals.sum(axis=1), 6)
-        summary = scores.summarise(ensemble.blend(runs), manifest, draws=10)
-        assert hits / len(manifest) == summary["accuracy"]
-        assert loss == pytest.approx(summary["log_loss"], abs=1e-5)
-
-    def test_a_single_fold_is_split_by_groups(self, manifest):
-        rng = np.random.default_rng(7)
-        run = make_predictions(manifest, CLASSES, rng, folds=1)
-        groups = pd.DataFrame(
-            {"image_id": run.image_ids, "group": np.arange(len(manifest)) // 4}
-        )
-        parts = ensemble._outer_folds(run, groups)
-        assert len(np.unique(parts)) == 5
-        assert pd.Series(parts).groupby(groups["group"]).nunique().max() == 1
-        found = ensemble.search_weights({"a": run, "b": run}, manifest, groups)
-        assert found.table["accuracy"].nunique() == 1
-
-    def test_one_group_alone_cannot_be_searched(self, manifest):
-        run = make_predictions(manifest, CLASSES, np.random.default_rng(8), folds=1)
-        groups = pd.DataFrame({"image_id": run.image_ids, "group": 1})
-        with pytest.raises(ValueError, match="all 160 pictures are one group"):
-            ensemble.search_weights({"a": run}, manifest, groups)
+def test_folds_vote_before_runs_do():
+    """One sure model for c and two unsure ones for a in each of three runs."""
+    sure, unsure = set_winners([2], strength=9.0), set_winners([0], strength=0.5)
+    folds = {name: [sure, unsure, unsure] for name in "xyz"}
+    assert ensemble.blend_folds(folds, "soft", "soft").labels.tolist() == [2]
+    assert ensemble.blend_folds(folds, "soft", "hard").labels.tolist() == [2]
+    assert ensemble.blend_folds(folds, "hard", "soft").labels.tolist() == [0]
+    flat = {f"{name} {n}": one for name in "xyz" for n, one in enumerate(folds[name])}
+    twice = ensemble.blend_folds(folds, "soft", "soft").probs
+    np.testing.assert_allclose(twice, ensemble.blend(flat).probs, atol=1e-6)
 
 
 class TestSubmission:
@@ -257,44 +199,44 @@ class TestSubmission:
         return pd.DataFrame({"ID": range(4), "image_path": paths, "target": 0})
 
     def test_labels_are_the_users_in_the_samples_order(self, test, sample, manifest):
-        made = ensemble.make_submission(test, sample, manifest, self.GIVEN)
+        made = board.make_submission(test, sample, manifest, self.GIVEN)
         assert made.columns.tolist() == ["ID", "image_path", "target"]
         assert made["image_path"].tolist() == sample["image_path"].tolist()
         assert made["target"].tolist() == [20, 10, 40, 40]
-        ensemble.check_submission(made, sample, self.GIVEN)
+        board.check_submission(made, sample, self.GIVEN)
 
     def test_shuffled_predictions_make_the_same_file(self, test, sample, manifest):
         mixed = shuffle(test, np.random.default_rng(9))
-        one = ensemble.make_submission(test, sample, manifest, self.GIVEN)
-        other = ensemble.make_submission(mixed, sample, manifest, self.GIVEN)
+        one = board.make_submission(test, sample, manifest, self.GIVEN)
+        other = board.make_submission(mixed, sample, manifest, self.GIVEN)
         pd.testing.assert_frame_equal(one, other)
 
     def test_without_a_path_column_rows_are_in_test_order(self, test, manifest):
         sample = pd.DataFrame({"ID": [0, 1, 2, 3], "target": [9, 9, 9, 9]})
-        made = ensemble.make_submission(test, sample, manifest, self.GIVEN)
+        made = board.make_submission(test, sample, manifest, self.GIVEN)
         assert made.to_numpy().tolist() == [[0, 10], [1, 40], [2, 20], [3, 40]]
 
     def test_without_a_sample_the_competitions_columns_are_made(self, test, manifest):
-        made = ensemble.make_submission(test, None, manifest, self.GIVEN)
+        made = board.make_submission(test, None, manifest, self.GIVEN)
         assert made.columns.tolist() == ["ID", "image_path", "target"]
         assert made["image_path"].tolist() == [f"{n}.JPEG" for n in range(4)]
         assert made["target"].tolist() == [10, 40, 20, 40]
-        ensemble.check_submission(made, None, self.GIVEN)
+        board.check_submission(made, None, self.GIVEN)
 
     def test_other_column_names_and_their_order_are_kept(self, test, sample, manifest):
         named = sample.rename(columns={"image_path": "file", "target": "label"})
         named = named[["label", "file", "ID"]]
         columns = manifests.Columns(path="file", label="label")
-        made = ensemble.make_submission(test, named, manifest, self.GIVEN, columns)
+        made = board.make_submission(test, named, manifest, self.GIVEN, columns)
         assert made.columns.tolist() == ["label", "file", "ID"]
         assert made["label"].tolist() == [20, 10, 40, 40]
 
     def test_the_file_holds_what_was_made_byte_for_byte(
         self, test, sample, manifest, tmp_path
     ):
-        made = ensemble.make_submission(test, sample, manifest, self.GIVEN)
+        made = board.make_submission(test, sample, manifest, self.GIVEN)
         path = tmp_path / "submission.csv"
-        ensemble.write_submission(path, made, sample=sample, given_labels=self.GIVEN)
+        board.write_submission(path, made, sample=sample, given_labels=self.GIVEN)
         assert path.read_bytes() == (
             b"ID,image_path,target\n0,2.JPEG,20\n1,0.JPEG,10\n2,3.JPEG,40\n3,1.JPEG,40\n"
         )
@@ -305,7 +247,7 @@ class TestSubmission:
         manifest.loc[manifest["subset"] == "test", "image_id"] = ids
         test = set_winners([0, 1, 2, 0], classes=3)
         test = Predictions(np.array(ids), test.classes, test.logits, test.fold)
-        made = ensemble.make_submission(test, None, manifest, self.GIVEN)
+        made = board.make_submission(test, None, manifest, self.GIVEN)
         path = tmp_path / "submission.csv"
-        ensemble.write_submission(path, made, sample=None, given_labels=self.GIVEN)
+        board.write_submission(path, made, sample=None, given_labels=self.GIVEN)
         assert pd.read_csv(path)["image_path"].tolist() == names

@@ -10,7 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from test_scores import make_manifest, make_predictions
 
-from sketchlib.analysis import ensemble, plots, scores, sheets
+from sketchlib.analysis import (
+    breakdown,
+    calibration,
+    closeups,
+    ensemble,
+    plots,
+    scores,
+    search,
+    sheets,
+)
 
 FEW = ["자전거", "$5 bill", "a<b>&c", *[f"class {n}" for n in range(21)]]
 MANY = [f"n{1440764 + 137 * number:08d}" for number in range(500)]
@@ -81,11 +90,11 @@ def test_every_figure_draws_without_a_warning(world, findings, recwarn):
         plots.plot_flags(findings),
         plots.plot_fold_balance(folds, manifest),
         plots.plot_fold_scores(table, baseline=0.5, chance=0.002),
-        plots.plot_class_recall(scores.per_class(oof, manifest)),
-        plots.plot_confusion(scores.confusion(oof, manifest)),
-        plots.plot_reliability(scores.reliability(oof, manifest)),
-        plots.plot_flag_accuracy(scores.by_flag(oof, manifest, findings)),
-        plots.plot_attention(np.full(9, 0.4), np.full(9, 0.1)),
+        closeups.plot_class_recall(breakdown.per_class(oof, manifest)),
+        closeups.plot_confusion(breakdown.confusion(oof, manifest)),
+        closeups.plot_reliability(calibration.reliability(oof, manifest)),
+        closeups.plot_flag_accuracy(breakdown.by_flag(oof, manifest, findings)),
+        closeups.plot_attention(np.full(9, 0.4), np.full(9, 0.1)),
         plots.plot_history(make_history(3)),
     ]
     for one in drawn:
@@ -102,9 +111,9 @@ def test_each_axes_function_draws_where_it_is_told(world, findings):
         (plots.plot_ink, findings),
         (plots.plot_flags, findings),
         (plots.plot_fold_scores, scores.score_folds(oof, manifest)),
-        (plots.plot_class_recall, scores.per_class(oof, manifest)),
-        (plots.plot_confusion, scores.confusion(oof, manifest)),
-        (plots.plot_reliability, scores.reliability(oof, manifest)),
+        (closeups.plot_class_recall, breakdown.per_class(oof, manifest)),
+        (closeups.plot_confusion, breakdown.confusion(oof, manifest)),
+        (closeups.plot_reliability, calibration.reliability(oof, manifest)),
     ]
     for plot, table in calls:
         _, ax = plt.subplots()
@@ -115,12 +124,13 @@ def test_each_axes_function_draws_where_it_is_told(world, findings):
 
 def test_ensemble_figures_name_every_run(world):
     manifest, oof = world
-    runs = {"first run": oof, "second run": scores.apply_temperature(oof, 2.0)}
-    found = ensemble.search_weights(runs, manifest)
-    texts = read_texts(plots.plot_blend(found.table))
-    assert {"first run", "second run", "equal weights"} <= set(texts)
+    runs = {"first run": oof, "second run": calibration.apply_temperature(oof, 2.0)}
+    found = search.search_methods(runs, manifest)
+    closeups.plot_path(found.path)
+    texts = read_texts(closeups.plot_blend(found.table))
+    assert {"first run", "second run", "soft vote"} <= set(texts)
     assert any(text.startswith("best single run") for text in texts)
-    texts = read_texts(plots.plot_agreement(ensemble.agreement(runs)))
+    texts = read_texts(closeups.plot_agreement(ensemble.agreement(runs)))
     assert "1.00" in texts
     gains = ensemble.leave_one_out(runs, manifest).rename(
         columns={"run": "name", "adds": "gain"}
@@ -132,7 +142,7 @@ def test_ensemble_figures_name_every_run(world):
 
 def test_confusion_is_normalised_by_row_on_a_fixed_scale():
     counts = pd.DataFrame([[3, 1], [0, 8]], ["a", "b"], ["a", "b"])
-    image = plots.plot_confusion(counts).images[0]
+    image = closeups.plot_confusion(counts).images[0]
     np.testing.assert_allclose(image.get_array(), [[0.75, 0.25], [0, 1]])
     assert image.get_clim() == (0, 1)
     assert image.get_cmap().name not in ("jet", "turbo", "rainbow")
@@ -144,14 +154,14 @@ def test_many_classes_show_the_planted_pair_first():
     )
     counts.columns = counts.index
     counts.loc["7", "31"] = 6
-    texts = read_texts(plots.plot_confusion(counts))
+    texts = read_texts(closeups.plot_confusion(counts))
     assert "7 / 31" in texts
     assert any("6" in text and "25%" in text for text in texts)
 
 
 def test_no_mistake_at_all_is_drawn_too():
     counts = pd.DataFrame(np.eye(40) * 9, range(40), range(40))
-    assert plots.plot_confusion(counts).get_title(loc="left")
+    assert closeups.plot_confusion(counts).get_title(loc="left")
 
 
 def test_chance_and_baseline_are_always_named():

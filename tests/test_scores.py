@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from sketchlib.analysis import scores
+from sketchlib.analysis import breakdown, calibration, joining, scores
 from sketchlib.training.predictions import Predictions
 
 
@@ -99,7 +99,7 @@ def test_fold_scores_are_those_of_each_fold_alone(oof, manifest):
 
 
 def test_per_class_is_scikit_learns_report(oof, manifest):
-    table = scores.per_class(oof, manifest).set_index("class_name")
+    table = breakdown.per_class(oof, manifest).set_index("class_name")
     report = metrics.classification_report(
         manifest["label"], oof.labels, target_names=CLASSES, output_dict=True
     )
@@ -116,24 +116,24 @@ def test_order_of_rows_and_classes_changes_nothing(oof, manifest):
     first = scores.summarise(oof, manifest)
     assert scores.summarise(other, again) == pytest.approx(first)
     pd.testing.assert_frame_equal(
-        scores.per_class(oof, manifest), scores.per_class(other, again)
+        breakdown.per_class(oof, manifest), breakdown.per_class(other, again)
     )
     pd.testing.assert_frame_equal(
-        scores.per_picture(oof, manifest), scores.per_picture(other, again)
+        breakdown.per_picture(oof, manifest), breakdown.per_picture(other, again)
     )
 
 
 def test_a_planted_zero_recall_class_is_named_with_what_took_its_place(oof, manifest):
     planted = send(oof, manifest, "class c", "class f")
-    found = scores.zero_recall(planted, manifest)
+    found = breakdown.zero_recall(planted, manifest)
     assert found["class_name"].tolist() == ["class c"]
     assert found.loc[0, ["taken_by", "share"]].tolist() == ["class f", 1.0]
-    assert scores.per_class(planted, manifest).loc[0, "class_name"] == "class c"
+    assert breakdown.per_class(planted, manifest).loc[0, "class_name"] == "class c"
 
 
 def test_a_planted_twin_pair_is_the_worst_pair(oof, manifest):
     planted = send(oof, manifest, "class a", "class h")
-    worst = scores.worst_pairs(planted, manifest, top=3)
+    worst = breakdown.worst_pairs(planted, manifest, top=3)
     assert worst.loc[0, ["class_a", "class_b"]].tolist() == ["class a", "class h"]
     assert worst.loc[0, "a_as_b"] == 20
     assert worst.loc[0, "mistakes"] == worst.loc[0, "a_as_b"] + worst.loc[0, "b_as_a"]
@@ -147,10 +147,10 @@ def test_a_class_without_images_has_no_recall_and_comes_last(manifest):
     part = Predictions(
         oof.image_ids[rows], oof.classes, oof.logits[rows], oof.fold[rows]
     )
-    last = scores.per_class(part, manifest).iloc[-1]
+    last = breakdown.per_class(part, manifest).iloc[-1]
     assert last["class_name"] == "class b"
     assert np.isnan(last["recall"])
-    assert "class b" not in scores.zero_recall(part, manifest)["class_name"].tolist()
+    assert "class b" not in breakdown.zero_recall(part, manifest)["class_name"].tolist()
 
 
 def test_bootstrap_agrees_with_the_textbook_interval(manifest):
@@ -234,22 +234,22 @@ class TestCalibration:
             np.log(np.maximum(probs, 1e-12)).astype(np.float32),
             np.zeros(len(probs), int),
         )
-        table = scores.reliability(oof, manifest, 10)
+        table = calibration.reliability(oof, manifest, 10)
         inside = (table["low"] < table["confidence"]) & (
             table["confidence"] < table["high"]
         )
         assert inside.mean() >= 0.7
         assert scores.summarise(oof, manifest, draws=10)["ece"] < 0.02
-        assert scores.fit_temperature(oof, manifest) == pytest.approx(1, abs=0.05)
-        hot = scores.apply_temperature(oof, 1 / 3)
-        assert scores.fit_temperature(hot, manifest) == pytest.approx(3, rel=0.05)
+        assert calibration.fit_temperature(oof, manifest) == pytest.approx(1, abs=0.05)
+        hot = calibration.apply_temperature(oof, 1 / 3)
+        assert calibration.fit_temperature(hot, manifest) == pytest.approx(3, rel=0.05)
 
     def test_bins_hold_all_pictures(self, oof, manifest):
-        assert scores.reliability(oof, manifest, 7)["images"].sum() == 160
+        assert calibration.reliability(oof, manifest, 7)["images"].sum() == 160
 
     def test_a_temperature_of_zero_is_refused(self, oof):
         with pytest.raises(ValueError, match="`temperature` should be above 0, but 0"):
-            scores.apply_temperature(oof, 0)
+            calibration.apply_temperature(oof, 0)
 
 
 class TestCompare:
@@ -262,7 +262,7 @@ class TestCompare:
         rng = np.random.default_rng(11)
         weak = make_predictions(manifest, CLASSES, rng, skill=1)
         strong = make_predictions(manifest, CLASSES, rng, skill=4)
-        strong = scores.take_images(strong, weak.image_ids)
+        strong = joining.take_images(strong, weak.image_ids)
         strong = Predictions(strong.image_ids, strong.classes, strong.logits, weak.fold)
         there = scores.compare(weak, strong, manifest)
         back = scores.compare(strong, weak, manifest)
@@ -302,14 +302,14 @@ class TestCompare:
 
     def test_classes_won_and_lost_add_up(self, oof, manifest):
         planted = send(oof, manifest, "class c", "class f")
-        table = scores.compare_classes(oof, planted, manifest)
+        table = breakdown.compare_classes(oof, planted, manifest)
         whole = scores.compare(oof, planted, manifest)
         assert table.loc[0, "class_name"] == "class c"
         assert table["net"].sum() / len(manifest) == pytest.approx(whole.gain)
         assert table["gained"].sum() == whole.gained
 
     def test_shared_only_compares_what_both_predicted(self, oof, manifest):
-        part = scores.take_images(oof, oof.image_ids[:50])
+        part = joining.take_images(oof, oof.image_ids[:50])
         with pytest.raises(ValueError, match="only in `a` 110"):
             scores.compare(oof, part, manifest)
         found = scores.compare(oof, part, manifest, shared_only=True)
@@ -327,7 +327,7 @@ class TestFlags:
         flags = np.where(marked, "text;coloured", "")
         flags[0] = "tiny"
         findings = manifest[["image_id"]].assign(flags=flags)
-        table = scores.by_flag(planted, manifest, findings).set_index("flag")
+        table = breakdown.by_flag(planted, manifest, findings).set_index("flag")
         assert table.index[0] in ("text", "coloured")
         assert table.loc["text", "images"] == marked[1:].sum()
         assert table.loc["text", "gap"] < -0.5
@@ -336,13 +336,13 @@ class TestFlags:
 
     def test_no_flag_at_all_is_one_plain_row(self, oof, manifest):
         findings = manifest[["image_id"]].assign(flags=None)
-        table = scores.by_flag(oof, manifest, findings)
+        table = breakdown.by_flag(oof, manifest, findings)
         assert table["flag"].tolist() == ["(no flag)", "(all)"]
 
     def test_pictures_that_were_not_audited_are_named(self, oof, manifest):
         findings = manifest[["image_id"]].assign(flags="").iloc[3:]
         with pytest.raises(ValueError, match="in the findings, but 3 .*run 01_eda"):
-            scores.by_flag(oof, manifest, findings)
+            breakdown.by_flag(oof, manifest, findings)
 
 
 def test_groups_without_an_entry_stand_alone(oof, manifest):

@@ -7,7 +7,6 @@ instead of legends. Data, training and scores are here, grids of pictures in
 columns are shortened in the middle.
 """
 
-import textwrap
 import unicodedata
 from collections.abc import Sequence
 
@@ -18,11 +17,10 @@ from cycler import cycler
 from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap, hsv_to_rgb, to_hex
+from matplotlib.colors import LinearSegmentedColormap, hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from sketchlib.analysis import scores
 from sketchlib.data import manifest as manifests
 
 INK, GREY, FAINT = "#23272e", "#7d848c", "#dfe2e6"
@@ -134,15 +132,16 @@ def _cut(text: str, columns: int) -> str:
     return text[: int((widths <= columns).sum())]
 
 
-def _axes(ax: Axes | None, height: float, width: float = WIDTH) -> Axes:
+def make_axes(ax: Axes | None, height: float, width: float = WIDTH) -> Axes:
+    """`ax`, or new axes of that size in inches."""
     if ax is not None:
         return ax
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
-def _rows_axes(ax: Axes | None, names: Sequence[str], extra: float = 0.9) -> Axes:
+def make_rows(ax: Axes | None, names: Sequence[str], extra: float = 0.9) -> Axes:
     """Axes with one named row per entry, the first on top."""
-    ax = _axes(ax, 0.235 * len(names) + extra)
+    ax = make_axes(ax, 0.235 * len(names) + extra)
     ax.set_yticks(range(len(names)), [shorten(name) for name in names])
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.spines["left"].set_visible(False)
@@ -150,7 +149,7 @@ def _rows_axes(ax: Axes | None, names: Sequence[str], extra: float = 0.9) -> Axe
     return ax
 
 
-def _mark_line(ax: Axes, value: float, text: str, *, dashed: bool = True) -> None:
+def mark_line(ax: Axes, value: float, text: str, *, dashed: bool = True) -> None:
     """A vertical reference line with its name on top."""
     style = (0, (4, 3)) if dashed else (0, (1, 2))
     ax.axvline(value, color=GREY, linewidth=1, linestyle=style, zorder=1)
@@ -178,7 +177,7 @@ def plot_class_counts(manifest: pd.DataFrame, *, ax: Axes | None = None) -> Axes
         return _bar_counts(counts.to_numpy(), names, ax)
     order = np.argsort(counts.to_numpy(), kind="stable")
     ranked = counts.to_numpy()[order]
-    ax = _axes(ax, 3.2)
+    ax = make_axes(ax, 3.2)
     ax.fill_between(range(len(ranked)), ranked, step="mid", color=PALE, linewidth=0)
     ax.axhline(np.median(ranked), color=GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.annotate(
@@ -198,13 +197,13 @@ def plot_class_counts(manifest: pd.DataFrame, *, ax: Axes | None = None) -> Axes
 
 
 def _bar_counts(counts: np.ndarray, names: list[str], ax: Axes | None) -> Axes:
-    ax = _rows_axes(ax, names)
+    ax = make_rows(ax, names)
     colours = class_colours(names)
     ax.barh(names_range(names), counts, 0.7, color=[colours[name] for name in names])
     for row, count in enumerate(counts):
         text = ax.text(count, row, f" {count} ", va="center", fontsize=8)
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
-    _mark_line(ax, float(np.median(counts)), f"median {np.median(counts):.0f}")
+    mark_line(ax, float(np.median(counts)), f"median {np.median(counts):.0f}")
     ax.grid(False)
     ax.set(xlabel="images", xlim=(0, counts.max() * 1.08))
     ax.set_title(f"Images per class, {counts.sum():,} in all", pad=18)
@@ -219,7 +218,7 @@ def names_range(names: Sequence[str]) -> range:
 def plot_sizes(findings: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Width against height of the readable pictures, in pixels, both logarithmic."""
     seen = _readable(findings)
-    ax = _axes(ax, 4.2, 5.2)
+    ax = make_axes(ax, 4.2, 5.2)
     alpha = float(np.clip(300 / len(seen), 0.06, 0.6))
     ax.scatter(seen["width"], seen["height"], s=9, color=COOL, alpha=alpha, linewidth=0)
     sides = seen[["width", "height"]].to_numpy()
@@ -275,12 +274,12 @@ def _plot_spread(
     values: np.ndarray, ends: tuple[float, float], template: str, ax: Axes | None
 ) -> Axes:
     """A histogram with its median and the middle 95 % marked."""
-    ax = _axes(ax, 2.6, 5.2)
+    ax = make_axes(ax, 2.6, 5.2)
     ax.hist(values, bins=60, range=ends, color=PALE, linewidth=0)
     if len(values):
         low, middle, high = np.quantile(values, [0.025, 0.5, 0.975])
         ax.axvspan(low, high, color=FAINT, alpha=0.5, zorder=0, linewidth=0)
-        _mark_line(ax, middle, f"median {template.format(middle)}")
+        mark_line(ax, middle, f"median {template.format(middle)}")
     ax.set(xlim=ends, ylabel="pictures")
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     return ax
@@ -291,7 +290,7 @@ def plot_flags(findings: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     flags = findings["flags"].fillna("").astype(str).str.split(";").explode()
     counts = flags[flags != ""].value_counts()
     names = [str(name).replace("_", " ") for name in counts.index]
-    ax = _rows_axes(ax, names or ["no flags"])
+    ax = make_rows(ax, names or ["no flags"])
     ax.barh(names_range(names), counts.to_numpy(), 0.7, color=PALE)
     for row, count in enumerate(counts):
         share = f" {count:,}  ({100 * count / len(findings):.1f} %)"
@@ -317,7 +316,7 @@ def plot_fold_balance(
     table = pd.crosstab(merged["label"], merged["fold"])
     shares = table.div(table.sum(axis=1), axis=0).to_numpy()  # (K, F)
     rng = np.random.default_rng(0)
-    ax = _axes(ax, 3.2)
+    ax = make_axes(ax, 3.2)
     for column in range(shares.shape[1]):
         spread = column + rng.uniform(-0.28, 0.28, len(shares))
         alpha = float(np.clip(60 / len(shares), 0.2, 0.8))
@@ -427,7 +426,7 @@ def plot_fold_scores(
     """
     values = table[column].to_numpy(float)
     names = [f"fold {fold}" for fold in table["fold"]]
-    ax = _rows_axes(ax, [*names, "mean"], 1.1)
+    ax = make_rows(ax, [*names, "mean"], 1.1)
     ax.plot(values, range(len(values)), "o", color=COOL, ms=6)
     for row, value in enumerate(values):
         ax.annotate(
@@ -485,11 +484,11 @@ def _set_score_limits(
     ax.set_xlim(left, right)
     ax.set_xticks([tick for tick in ax.get_xticks() if left <= tick <= min(right, 1)])
     if baseline is not None:
-        _mark_line(ax, baseline, f"baseline {baseline:.3f}")
+        mark_line(ax, baseline, f"baseline {baseline:.3f}")
     if chance is None:
         return
     if chance >= left:
-        _mark_line(ax, chance, f"chance {chance:.3f}", dashed=False)
+        mark_line(ax, chance, f"chance {chance:.3f}", dashed=False)
         return
     # Far below: said in words, since an axis from chance would flatten the rest.
     ax.set_xlabel(f"{ax.get_xlabel()}   ← chance {chance:.3f}, off the axis")
@@ -516,9 +515,9 @@ def plot_score_ladder(
         ax: where to draw.
     """
     ranked = rows.sort_values("mean", ascending=False).reset_index(drop=True)
-    ax = _rows_axes(ax, ranked["name"].tolist(), 1.1)
+    ax = make_rows(ax, ranked["name"].tolist(), 1.1)
     marked = ranked.get("marked", pd.Series(False, index=ranked.index))
-    _plot_intervals(ax, ranked, "mean", marked.to_numpy(bool))
+    draw_intervals(ax, ranked, "mean", marked.to_numpy(bool))
     values = ranked[["mean", "low", "high"]].to_numpy().ravel()
     ax.set_xlabel(f"{score}, 0-1, with 95 % bootstrap interval")
     _set_score_limits(ax, values.tolist(), baseline, chance)
@@ -526,7 +525,7 @@ def plot_score_ladder(
     return ax
 
 
-def _plot_intervals(
+def draw_intervals(
     ax: Axes,
     table: pd.DataFrame,
     column: str,
@@ -562,9 +561,9 @@ def plot_gains(
         ax: where to draw.
     """
     points = table.assign(**{c: 100 * table[c] for c in ("gain", "low", "high")})
-    ax = _rows_axes(ax, table["name"].tolist(), 1.0)
+    ax = make_rows(ax, table["name"].tolist(), 1.0)
     clear = (table["low"] > 0) | (table["high"] < 0)
-    _plot_intervals(ax, points, "gain", clear.to_numpy(), "{:+.1f}")
+    draw_intervals(ax, points, "gain", clear.to_numpy(), "{:+.1f}")
     ax.axvline(0, color=INK, linewidth=0.9, zorder=1)
     reach = max(points[["low", "high"]].abs().to_numpy().max() * 1.25, 0.5)
     ax.set(xlim=(-reach, reach))
@@ -572,270 +571,4 @@ def plot_gains(
         "points of accuracy, with 95 % paired bootstrap interval; red: clear of 0"
     )
     ax.set_title(subject)
-    return ax
-
-
-# --- looking closer ---------------------------------------------------------
-
-
-def plot_class_recall(
-    table: pd.DataFrame, *, worst: int = 20, ax: Axes | None = None
-) -> Axes:
-    """Recall and precision of each class, worst first.
-
-    Up to 40 classes each has a row. With more, one curve shows all by rank and the
-    `worst` are named beside it; when `ax` is given, the curve alone is drawn.
-
-    Args:
-        table: `scores.per_class`.
-        worst: classes named, when there are too many to name all.
-        ax: where to draw.
-    """
-    table = table[table["images"] > 0]
-    if len(table) <= FULL_NAMES:
-        ax = _plot_recall_rows(table, ax, f"Recall by class, {len(table)} classes")
-        _mark_line(ax, table["recall"].mean(), f"mean {table['recall'].mean():.3f}")
-        ax.set_title(ax.get_title(loc="left"), pad=18)
-        return ax
-    side = None
-    if ax is None:
-        height = 0.235 * worst + 1.0
-        _, (ax, side) = plt.subplots(
-            1, 2, figsize=(WIDTH, height), layout="constrained", width_ratios=(5, 4)
-        )
-    recall = table["recall"].to_numpy()
-    ranks = np.arange(1, len(recall) + 1)
-    ax.fill_between(ranks, recall, step="mid", color=PALE, linewidth=0)
-    ax.plot(ranks, recall, color=COOL, linewidth=1, drawstyle="steps-mid")
-    ax.axhline(recall.mean(), color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-    ax.annotate(f" mean {recall.mean():.3f}", (1, recall.mean()), va="bottom")
-    ax.set(xlim=(1, len(recall)), ylim=(0, 1.02), ylabel="recall, 0-1")
-    ax.set_xlabel(
-        f"classes from worst to best · {(recall == 0).sum()} at 0 · "
-        f"{(recall < 0.5).sum()} under 0.5 · {(recall == 1).sum()} at 1"
-    )
-    ax.set_title(f"Recall of all {len(recall)} classes")
-    if side is not None:
-        _plot_recall_rows(table.head(worst), side, f"The worst {worst}")
-    return ax
-
-
-def _plot_recall_rows(table: pd.DataFrame, ax: Axes | None, title: str) -> Axes:
-    names = table["class_name"].tolist()
-    if ax is None:
-        ax = _rows_axes(None, names, 1.0)
-    else:
-        _rows_axes(ax, names)
-    rows = np.arange(len(table))
-    ax.hlines(rows, 0, table["recall"], color=FAINT, linewidth=2, zorder=1)
-    ax.plot(table["precision"], rows, "|", color=GREY, ms=8, mew=1.5)
-    ax.plot(table["recall"], rows, "o", color=WARM, ms=5)
-    for row, (thief, share) in enumerate(
-        table[["most_confused_with", "share"]].itertuples(index=False)
-    ):
-        if thief:
-            text = f"→ {shorten(thief, 20)} {share:.0%}"
-            ax.text(1.03, row, text, va="center", fontsize=7.5, color=GREY)
-    ax.set(xlim=(-0.02, 1.0), xlabel="● recall   | precision   → most confused with")
-    ax.set_xticks([0, 0.5, 1])
-    ax.set_title(title)
-    return ax
-
-
-def plot_confusion(
-    counts: pd.DataFrame, *, pairs: int = 25, ax: Axes | None = None
-) -> Axes:
-    """Who is taken for whom: a matrix up to 30 classes, else the worst pairs.
-
-    Args:
-        counts: `scores.confusion`, pictures by true row and predicted column.
-        pairs: pairs shown when there are more than 30 classes.
-        ax: where to draw.
-    """
-    if len(counts) > 30:
-        return _plot_worst_pairs(scores.rank_pairs(counts, pairs), ax)
-    values = counts.to_numpy(float)
-    shares = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
-    side = 0.27 * len(counts) + 2.2
-    ax = _plot_matrix(shares, list(counts.index), DEPTH, _axes(ax, side, side + 0.4))
-    if len(counts) <= 20:
-        _write_cells(ax, counts.to_numpy(), shares)
-    ax.set(xlabel="predicted", ylabel="true")
-    ax.set_title("Confusion, share of each true class (0-1)")
-    return ax
-
-
-def _plot_matrix(
-    values: np.ndarray, names: list[str], colours: Colormap, ax: Axes
-) -> Axes:
-    """A square table in colour, scale fixed 0-1."""
-    image = ax.imshow(values, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
-    labels = [shorten(name, 18) for name in names]
-    ax.set_xticks(range(len(names)), labels, rotation=90)
-    ax.set_yticks(range(len(names)), labels)
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
-    edges = np.arange(len(names) + 1) - 0.5
-    ax.hlines(edges, -0.5, len(names) - 0.5, color=FAINT, linewidth=0.4)
-    ax.vlines(edges, -0.5, len(names) - 0.5, color=FAINT, linewidth=0.4)
-    bar = ax.figure.colorbar(image, ax=ax, fraction=0.03, pad=0.02, ticks=[0, 0.5, 1])
-    bar.outline.set_visible(False)
-    return ax
-
-
-def _write_cells(
-    ax: Axes, values: np.ndarray, shares: np.ndarray, template: str = "{:.0f}"
-) -> None:
-    """Write each value above 0 into its cell, light on dark."""
-    for row, column in zip(*np.nonzero(values), strict=True):
-        colour = "white" if shares[row, column] > 0.45 else INK
-        text = template.format(values[row, column])
-        ax.text(column, row, text, ha="center", va="center", fontsize=7.5, color=colour)
-
-
-def _plot_worst_pairs(table: pd.DataFrame, ax: Axes | None) -> Axes:
-    names = [
-        f"{shorten(a, 17)} / {shorten(b, 17)}"
-        for a, b in table[["class_a", "class_b"]].itertuples(index=False)
-    ]
-    ax = _rows_axes(ax, []) if not names else _wide_rows(ax, names)
-    rows = range(len(table))
-    ax.barh(rows, table["a_as_b"], 0.7, color=WARM)
-    ax.barh(rows, table["b_as_a"], 0.7, left=table["a_as_b"], color="#e8a793")
-    for row, (total, share) in enumerate(
-        table[["mistakes", "share"]].itertuples(index=False)
-    ):
-        text = f" {total}  ({share:.0%} of both)"
-        ax.text(total, row, text, va="center", fontsize=8)
-    ax.grid(False)
-    ax.set(
-        xlabel="mistakes (pictures)   dark: first as second   light: second as first"
-    )
-    ax.set_xlim(0, max(1, table["mistakes"].max() * 1.25) if len(table) else 1)
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    ax.set_title(f"The {len(table)} most confused pairs of classes")
-    return ax
-
-
-def _wide_rows(ax: Axes | None, names: list[str]) -> Axes:
-    """Rows whose names are already short enough."""
-    ax = _rows_axes(ax, names)
-    ax.set_yticks(range(len(names)), names)
-    return ax
-
-
-def plot_reliability(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """How often a stated probability comes true, with 95 % Wilson intervals.
-
-    Args:
-        table: `scores.reliability`.
-        ax: where to draw.
-    """
-    ax = _axes(ax, 4.2, 4.6)
-    images = table["images"] / table["images"].sum()
-    width = table["to_probability"] - table["from_probability"]
-    ax.bar(
-        table["from_probability"], images, width, align="edge", color=FAINT, zorder=0
-    )
-    ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-    ax.vlines(table["confidence"], table["low"], table["high"], color=WARM, alpha=0.5)
-    ax.plot(table["confidence"], table["accuracy"], "o-", color=WARM, ms=5, lw=1)
-    ax.text(0.04, 0.93, "under-confident", color=GREY, fontsize=8)
-    ax.text(0.96, 0.04, "over-confident", color=GREY, fontsize=8, ha="right")
-    gaps = (table["confidence"] - table["accuracy"]).abs()
-    error = float(np.average(gaps, weights=table["images"]))
-    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    ax.set_xlabel("stated probability   grey bars: share of pictures")
-    ax.set_ylabel("accuracy, 0-1, with 95 % Wilson interval")
-    ax.set_title(f"Reliability, calibration error {error:.3f}")
-    return ax
-
-
-def plot_flag_accuracy(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Accuracy of the pictures behind each data flag, with 95 % Wilson intervals.
-
-    Args:
-        table: `scores.by_flag`.
-        ax: where to draw.
-    """
-    rows = table[table["flag"] != "(all)"].reset_index(drop=True)
-    names = [
-        f"{str(flag).replace('_', ' ')} · {images:,}"
-        for flag, images in rows[["flag", "images"]].itertuples(index=False)
-    ]
-    ax = _rows_axes(ax, names, 1.1)
-    overall = float(table.loc[table["flag"] == "(all)", "accuracy"].iloc[0])
-    below = (rows["high"] < overall).to_numpy()
-    _plot_intervals(ax, rows, "accuracy", below)
-    _mark_line(ax, overall, f"all pictures {overall:.3f}")
-    low = float(rows["low"].min())
-    ax.set_xlim(max(0.0, low - 0.05), 1 + 0.15 * (1 - low))
-    ax.set_xlabel("accuracy, 0-1, with 95 % Wilson interval; red: below all pictures")
-    ax.set_title("Accuracy by data flag (pictures)", pad=20)
-    return ax
-
-
-def plot_attention(
-    shares: np.ndarray, ink: np.ndarray, *, ax: Axes | None = None
-) -> Axes:
-    """Where a model looks: share of its attention that lies on ink, all pictures.
-
-    Args:
-        shares: (N,) share of attention on ink, 0-1, `gradcam.ink_share`; NaN where
-            a map is empty, which is left out.
-        ink: (N,) share of the picture that is ink, 0-1: what blind looking gives.
-        ax: where to draw.
-    """
-    ax = _axes(ax, 2.8)
-    blind = "ink's share of the picture (blind looking)"
-    ax.hist(ink, 50, range=(0, 1), color=FAINT, label=blind)
-    ax.hist(
-        shares[~np.isnan(shares)],
-        50,
-        range=(0, 1),
-        color=WARM,
-        alpha=0.75,
-        label="attention on ink",
-    )
-    ax.legend(loc="upper right")
-    ax.set(xlim=(0, 1), xlabel="share, 0-1", ylabel="pictures")
-    ratio = np.nanmean(shares) / max(float(ink.mean()), 1e-9)
-    ax.set_title(f"Attention on ink, {ratio:.1f} times blind looking")
-    return ax
-
-
-# --- ensembles --------------------------------------------------------------
-
-
-def plot_agreement(
-    matrix: pd.DataFrame,
-    *,
-    subject: str = "Share of pictures given the same class",
-    ax: Axes | None = None,
-) -> Axes:
-    """A run × run table of shares, 0-1: `ensemble.agreement` or `ensemble.rescues`."""
-    side = 0.42 * len(matrix) + 2.2
-    ax = _plot_matrix(
-        matrix.to_numpy(), list(matrix.index), DEPTH, _axes(ax, side, side + 0.6)
-    )
-    if len(matrix) <= 15:
-        _write_cells(ax, matrix.to_numpy(), matrix.to_numpy(), "{:.2f}")
-    ax.set_title(textwrap.fill(subject, 6 * len(matrix) + 24))
-    return ax
-
-
-def plot_blend(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Members, equal and fitted weights by accuracy; the recommended one accented.
-
-    Args:
-        table: `ensemble.search_weights(...).table`.
-        ax: where to draw.
-    """
-    rows = table.rename(columns={"accuracy": "mean", "recommended": "marked"})
-    single = float(table.loc[table["kind"] == "run", "accuracy"].max())
-    ax = plot_score_ladder(rows, baseline=single, ax=ax)
-    for text in ax.texts:
-        if text.get_text().startswith("baseline"):
-            text.set_text(f"best single run {single:.3f}")
-    ax.set_title("Ensemble and its members; red: recommended", pad=20)
     return ax

@@ -7,138 +7,18 @@ Welsh 2007, "Bootstrapping clustered data"). Limits: they cover the choice of
 pictures, not the luck of a training seed; two trainings of one recipe differ too.
 """
 
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, sparse, stats
+from scipy import sparse, stats
 from sklearn import metrics
 
-from sketchlib.data import decisions
-from sketchlib.data import manifest as manifests
+from sketchlib.analysis import calibration, joining
 from sketchlib.training.predictions import Predictions
 
-ECE_BINS = 15  # Guo et al. 2017, "On calibration of modern neural networks"
 _CHUNK = 100  # bootstrap draws held at once: 100 × 15,000 groups are 6 MB
-
-
-# --- joining ----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Predictions beside the truth, columns in the manifest's class order.
-
-    Attributes:
-        image_ids: (N,) strings.
-        classes: K class names.
-        probs: (N, K) float64, rows sum to 1.
-        truth: (N,) index of the true class.
-        fold: (N,) fold each row was held out in, -1 where there is none.
-    """
-
-    image_ids: np.ndarray
-    classes: list[str]
-    probs: np.ndarray
-    truth: np.ndarray
-    fold: np.ndarray
-
-    @property
-    def labels(self) -> np.ndarray:
-        """(N,) index of the predicted class."""
-        return self.probs.argmax(axis=1)
-
-    @property
-    def correct(self) -> np.ndarray:
-        """(N,) bool."""
-        return self.labels == self.truth
-
-
-def join_labels(predictions: Predictions, manifest: pd.DataFrame) -> Labelled:
-    """Predictions joined to their labels by `image_id` and class name.
-
-    Pictures that the review dropped since the run are left out.
-
-    Raises:
-        ValueError: a predicted image has no label in `manifest`, the classes are not
-            the manifest's, or the logits are probabilities.
-    """
-    classes = manifests.class_names(manifest)
-    aligned = without_dropped(align_classes(predictions, classes), manifest)
-    names = manifests.train_rows(manifest).set_index("image_id")["class_name"]
-    rows = names.index.get_indexer(pd.Index(aligned.image_ids.astype(str)))
-    if (rows < 0).any():
-        raise ValueError(
-            "every predicted image should have a label in the manifest, but "
-            f"{name_some(aligned.image_ids[rows < 0])} have none; score `oof.npz` of "
-            "the same data, not `test.npz`"
-        )
-    position = {name: index for index, name in enumerate(classes)}
-    composed = [unicodedata.normalize("NFC", name) for name in names.iloc[rows]]
-    truth = np.array([position[name] for name in composed], np.int64)
-    return Labelled(aligned.image_ids, classes, aligned.probs, truth, aligned.fold)
-
-
-def without_dropped(predictions: Predictions, manifest: pd.DataFrame) -> Predictions:
-    """The predictions of pictures that no verdict of the review took out."""
-    dropped = manifest.loc[manifest["subset"] == decisions.DROPPED, "image_id"]
-    stays = ~np.isin(predictions.image_ids.astype(str), dropped.to_numpy(str))
-    if stays.all():
-        return predictions
-    return take_images(predictions, predictions.image_ids[stays])
-
-
-def align_classes(predictions: Predictions, classes: Sequence[str]) -> Predictions:
-    """The same predictions with columns in the order of `classes`.
-
-    Raises:
-        ValueError: the two sets of classes differ, or the logits are probabilities.
-    """
-    check_logits(predictions)
-    given = [unicodedata.normalize("NFC", str(name)) for name in predictions.classes]
-    wanted = [unicodedata.normalize("NFC", str(name)) for name in classes]
-    if given == wanted:
-        return predictions
-    extra, missing = sorted(set(given) - set(wanted)), sorted(set(wanted) - set(given))
-    if extra or missing or len(given) != len(set(given)):
-        raise ValueError(
-            f"predictions should be over the same {len(wanted)} classes, but "
-            f"{len(given)} came: {name_some(extra)} should not be there and "
-            f"{name_some(missing)} are missing; use runs made from the same train.csv"
-        )
-    order = [given.index(name) for name in wanted]
-    return replace(
-        predictions, classes=np.array(wanted), logits=predictions.logits[:, order]
-    )
-
-
-def check_logits(predictions: Predictions) -> None:
-    """Raise ValueError where `logits` already are probabilities.
-
-    Softmax over probabilities flattens them and hides it: the winner stays the same.
-    """
-    logits = predictions.logits
-    if logits.shape[1] < 2 or not len(logits) or logits.min() < 0:
-        return
-    if np.abs(logits.sum(axis=1, dtype=np.float64) - 1).max() < 1e-3:
-        raise ValueError(
-            "`logits` should be scores before softmax, but every row lies in 0-1 and "
-            "sums to 1, so they are probabilities; store their logarithm instead"
-        )
-
-
-def name_some(names: Sequence[Any] | np.ndarray) -> str:
-    """How many, and the first three, for error messages."""
-    shown = ", ".join(repr(str(name)) for name in list(names)[:3])
-    if not shown:
-        return "none"
-    return f"{len(names)} ({shown}{', …' if len(names) > 3 else ''})"
-
-
-# --- scores -----------------------------------------------------------------
 
 
 def score_folds(predictions: Predictions, manifest: pd.DataFrame) -> pd.DataFrame:
@@ -154,7 +34,7 @@ def score_folds(predictions: Predictions, manifest: pd.DataFrame) -> pd.DataFram
         One row per fold: fold, images, accuracy, top5, macro_f1 (all 0-1), log_loss
         (nats).
     """
-    joined = join_labels(predictions, manifest)
+    joined = joining.join_labels(predictions, manifest)
     rows = []
     for fold in np.unique(joined.fold):
         here = joined.fold == fold
@@ -163,7 +43,7 @@ def score_folds(predictions: Predictions, manifest: pd.DataFrame) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def _score(joined: Labelled) -> dict[str, float]:
+def _score(joined: joining.Labelled) -> dict[str, float]:
     """The four plain scores of one set of rows."""
     truth, probs = joined.truth, joined.probs
     labels = list(range(probs.shape[1]))
@@ -209,7 +89,7 @@ def summarise(
         log_loss (nats), ece (0-1); fold_sd, the standard deviation of accuracy over
         folds, NaN where there is one fold; images, classes, groups, folds.
     """
-    joined = join_labels(predictions, manifest)
+    joined = joining.join_labels(predictions, manifest)
     codes = group_codes(joined.image_ids, groups)
     plain = _score(joined)
     sampled = _bootstrap(joined, codes, draws, seed)
@@ -220,7 +100,7 @@ def summarise(
         **_with_interval("macro_f1", plain["macro_f1"], sampled[1], groups_found),
         "top5": plain["top5"],
         "log_loss": plain["log_loss"],
-        "ece": _ece(_reliability(joined, ECE_BINS)),
+        "ece": calibration.ece(calibration.tabulate(joined, calibration.ECE_BINS)),
         "fold_sd": float(folds.std(ddof=1)) if len(folds) > 1 else float("nan"),
         "images": len(joined.truth),
         "classes": len(joined.classes),
@@ -241,7 +121,7 @@ def _with_interval(
     """
     low, high = np.quantile(sampled - sampled.mean() + value, [0.025, 0.975])
     if value in (0.0, 1.0):
-        ends = wilson(np.array([value * groups]), np.array([groups]))
+        ends = calibration.wilson(np.array([value * groups]), np.array([groups]))
         low, high = ends[0][0], ends[1][0]
     ends_01 = np.clip([low, high], 0, 1)
     return {
@@ -265,8 +145,9 @@ def group_codes(image_ids: np.ndarray, groups: pd.DataFrame | None) -> np.ndarra
         found = known.reindex(names)
         if found.isna().all():
             raise ValueError(
-                f"`groups` should cover the predicted images, but {name_some(names)} "
-                "have no group; take folds.csv of the same data"
+                "`groups` should cover the predicted images, but "
+                f"{joining.name_some(names)} have no group; take folds.csv of the "
+                "same data"
             )
         missing = found.isna().to_numpy()
         # A prefix keeps a picture's name from being some group's name.
@@ -286,7 +167,7 @@ def _draw_groups(groups: int, draws: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def _bootstrap(
-    joined: Labelled, codes: np.ndarray, draws: int, seed: int
+    joined: joining.Labelled, codes: np.ndarray, draws: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(draws,) accuracies and (draws,) macro F1s of resampled groups.
 
@@ -309,263 +190,6 @@ def _bootstrap(
         f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=present)
         f1s.append(f1.sum(axis=0) / present.sum(axis=0))
     return np.concatenate(accuracies), np.concatenate(f1s)
-
-
-# --- calibration ------------------------------------------------------------
-
-
-def reliability(
-    predictions: Predictions, manifest: pd.DataFrame, bins: int = ECE_BINS
-) -> pd.DataFrame:
-    """How often a stated probability comes true.
-
-    Returns:
-        One row per non-empty bin of the top probability: from_probability,
-        to_probability, images, confidence (mean), accuracy, and its 95 % Wilson
-        interval low, high (all 0-1).
-    """
-    return _reliability(join_labels(predictions, manifest), bins)
-
-
-def _reliability(joined: Labelled, bins: int) -> pd.DataFrame:
-    confidence = joined.probs.max(axis=1)
-    edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, bins - 1)
-    table = pd.DataFrame(
-        {"bin": place, "confidence": confidence, "right": joined.correct}
-    )
-    grouped = table.groupby("bin").agg(
-        images=("right", "size"),
-        confidence=("confidence", "mean"),
-        accuracy=("right", "mean"),
-        hits=("right", "sum"),
-    )
-    found = grouped.index.to_numpy()
-    grouped.insert(0, "from_probability", edges[found])
-    grouped.insert(1, "to_probability", edges[found + 1])
-    bounds = wilson(grouped.pop("hits").to_numpy(), grouped["images"].to_numpy())
-    return grouped.assign(low=bounds[0], high=bounds[1]).reset_index(drop=True)
-
-
-def _ece(table: pd.DataFrame) -> float:
-    """Expected calibration error: mean gap of stated and met probability, 0-1."""
-    gaps = (table["confidence"] - table["accuracy"]).abs()
-    return float(np.average(gaps, weights=table["images"]))
-
-
-def wilson(hits: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % Wilson interval of shares `hits / images`, as (low, high)."""
-    intervals = [
-        stats.binomtest(int(hit), int(total)).proportion_ci(method="wilson")
-        for hit, total in zip(hits, images, strict=True)
-    ]
-    return (
-        np.array([interval.low for interval in intervals]),
-        np.array([interval.high for interval in intervals]),
-    )
-
-
-def fit_temperature(predictions: Predictions, manifest: pd.DataFrame) -> float:
-    """The temperature that makes out-of-fold log loss least; above 1 is overconfident.
-
-    One number, so fitting and reading it on the same rows flatters by next to nothing.
-    """
-    joined = join_labels(predictions, manifest)
-    logits = np.log(np.maximum(joined.probs, 1e-30))
-    rows = np.arange(len(logits))
-
-    def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        scaled -= scaled.max(axis=1, keepdims=True)
-        picked = scaled[rows, joined.truth]
-        return float((np.log(np.exp(scaled).sum(axis=1)) - picked).mean())
-
-    bounds = (np.log(0.05), np.log(20.0))
-    found = optimize.minimize_scalar(
-        loss, bounds=bounds, method="bounded", options={"xatol": 1e-3}
-    )
-    return float(np.exp(found.x))
-
-
-def apply_temperature(predictions: Predictions, temperature: float) -> Predictions:
-    """The same predictions with logits divided by `temperature` (> 0)."""
-    if not temperature > 0:
-        raise ValueError(f"`temperature` should be above 0, but {temperature} came")
-    scaled = (predictions.logits / temperature).astype(np.float32)
-    return replace(predictions, logits=scaled)
-
-
-# --- tables -----------------------------------------------------------------
-
-
-def per_picture(predictions: Predictions, manifest: pd.DataFrame) -> pd.DataFrame:
-    """One row per picture, most confident mistakes first, least sure hits last.
-
-    Returns:
-        image_id, class_name, predicted, correct, probability (of the predicted
-        class), true_probability, fold.
-    """
-    joined = join_labels(predictions, manifest)
-    names, rows = np.array(joined.classes), np.arange(len(joined.truth))
-    table = pd.DataFrame(
-        {
-            "image_id": joined.image_ids.astype(str),
-            "class_name": names[joined.truth],
-            "predicted": names[joined.labels],
-            "correct": joined.correct,
-            "probability": joined.probs.max(axis=1),
-            "true_probability": joined.probs[rows, joined.truth],
-            "fold": joined.fold,
-        }
-    )
-    return table.sort_values(
-        ["correct", "probability", "image_id"], ascending=[True, False, True]
-    ).reset_index(drop=True)
-
-
-def per_class(predictions: Predictions, manifest: pd.DataFrame) -> pd.DataFrame:
-    """Recall, precision and F1 of each class, the worst first.
-
-    Returns:
-        class_name, images, recall, precision, f1 (0-1; recall is NaN without
-        images), most_confused_with (empty if nothing), share (0-1 of the class's
-        images that went there).
-    """
-    joined = join_labels(predictions, manifest)
-    numbers = list(range(len(joined.classes)))
-    precision, recall, f1, images = metrics.precision_recall_fscore_support(
-        joined.truth, joined.labels, labels=numbers, zero_division=0
-    )
-    errors = count_confusions(joined)
-    np.fill_diagonal(errors, 0)
-    thief, taken = errors.argmax(axis=1), errors.max(axis=1)
-    names = np.array(joined.classes, object)
-    table = pd.DataFrame(
-        {
-            "class_name": names,
-            "images": images,
-            "recall": np.where(images > 0, recall, np.nan),
-            "precision": precision,
-            "f1": f1,
-            "most_confused_with": np.where(taken > 0, names[thief], ""),
-            "share": taken / np.maximum(images, 1),
-        }
-    )
-    return table.sort_values(["recall", "f1", "class_name"]).reset_index(drop=True)
-
-
-def count_confusions(joined: Labelled) -> np.ndarray:
-    """(K, K) pictures by true (row) and predicted (column) class."""
-    numbers = list(range(len(joined.classes)))
-    return metrics.confusion_matrix(joined.truth, joined.labels, labels=numbers)
-
-
-def confusion(predictions: Predictions, manifest: pd.DataFrame) -> pd.DataFrame:
-    """Pictures by true class (rows) and predicted class (columns), as counts."""
-    joined = join_labels(predictions, manifest)
-    return pd.DataFrame(count_confusions(joined), joined.classes, joined.classes)
-
-
-def worst_pairs(
-    predictions: Predictions, manifest: pd.DataFrame, top: int = 20
-) -> pd.DataFrame:
-    """The two-class mix-ups with the most pictures; see `rank_pairs`."""
-    return rank_pairs(confusion(predictions, manifest), top)
-
-
-def rank_pairs(counts: pd.DataFrame, top: int) -> pd.DataFrame:
-    """The `top` pairs of classes with the most mistakes, both ways counted.
-
-    Args:
-        counts: (K, K) pictures by true row and predicted column.
-        top: pairs kept.
-    Returns:
-        class_a, class_b, a_as_b, b_as_a, mistakes (pictures), share (0-1 of the
-        pictures of both classes). `class_a` is the one that loses more.
-    """
-    values, names = counts.to_numpy(), counts.index.to_numpy(object)
-    images = values.sum(axis=1)
-    first, second = np.nonzero(np.triu(values + values.T, 1))
-    swap = values[first, second] < values[second, first]
-    a, b = np.where(swap, second, first), np.where(swap, first, second)
-    mistakes = values[a, b] + values[b, a]
-    table = pd.DataFrame(
-        {
-            "class_a": names[a],
-            "class_b": names[b],
-            "a_as_b": values[a, b],
-            "b_as_a": values[b, a],
-            "mistakes": mistakes,
-            "share": mistakes / (images[a] + images[b]),
-        }
-    )
-    order = ["mistakes", "share", "class_a", "class_b"]
-    table = table.sort_values(order, ascending=[False, False, True, True])
-    return table.head(top).reset_index(drop=True)
-
-
-def zero_recall(predictions: Predictions, manifest: pd.DataFrame) -> pd.DataFrame:
-    """Classes never found, with what took their place.
-
-    Returns:
-        class_name, images, taken_by, share (0-1 of the images that went there).
-    """
-    table = per_class(predictions, manifest)
-    lost = table[table["recall"] == 0].rename(
-        columns={"most_confused_with": "taken_by"}
-    )
-    columns = ["class_name", "images", "taken_by", "share"]
-    lost = lost.sort_values(["images", "class_name"], ascending=[False, True])
-    return lost[columns].reset_index(drop=True)
-
-
-def by_flag(
-    predictions: Predictions, manifest: pd.DataFrame, findings: pd.DataFrame
-) -> pd.DataFrame:
-    """Accuracy of the pictures that carry each data flag, the worst first.
-
-    Args:
-        predictions: out-of-fold.
-        manifest: every predicted image must have a label in it.
-        findings: `image_id` and `flags`, joined by `;`, of every predicted image.
-    Returns:
-        flag, images, accuracy, low, high (95 % Wilson), others (accuracy of the
-        pictures without it), gap (accuracy − others). Rows `(no flag)` and `(all)`
-        come last.
-    """
-    joined = join_labels(predictions, manifest)
-    known = findings.drop_duplicates("image_id").set_index("image_id")["flags"]
-    absent = ~np.isin(joined.image_ids.astype(str), known.index.to_numpy(str))
-    if absent.any():
-        raise ValueError(
-            "every predicted image should be in the findings, but "
-            f"{name_some(joined.image_ids[absent])} are not; run 01_eda on this data"
-        )
-    flags = known.reindex(joined.image_ids.astype(str)).fillna("").astype(str)
-    sets = [set(filter(None, text.split(";"))) for text in flags]
-    members = {
-        flag: np.array([flag in found for found in sets])
-        for flag in sorted(set().union(*sets))
-    }
-    table = _score_parts(members, joined.correct).sort_values(["accuracy", "flag"])
-    plain = np.array([not found for found in sets])
-    rest = _score_parts({"(no flag)": plain, "(all)": plain | True}, joined.correct)
-    return pd.concat([table, rest[rest["images"] > 0]], ignore_index=True)
-
-
-def _score_parts(parts: dict[str, np.ndarray], correct: np.ndarray) -> pd.DataFrame:
-    """Accuracy with interval inside each part, and of the pictures outside it."""
-    names = ["flag", "images", "accuracy", "low", "high", "others", "gap"]
-    rows = []
-    for name, inside in parts.items():
-        if not inside.any():
-            continue
-        hits, images = int(correct[inside].sum()), int(inside.sum())
-        low, high = wilson(np.array([hits]), np.array([images]))
-        others = float(correct[~inside].mean()) if (~inside).any() else float("nan")
-        share = hits / images
-        rows.append((name, images, share, low[0], high[0], others, share - others))
-    return pd.DataFrame(rows, columns=names)
 
 
 # --- two runs ---------------------------------------------------------------
@@ -636,7 +260,7 @@ def compare(
     Raises:
         ValueError: different pictures or folds, with the difference named.
     """
-    left, right = _pair(a, b, manifest, shared_only)
+    left, right = pair(a, b, manifest, shared_only)
     codes = group_codes(left.image_ids, groups)
     (row,) = paired_gains(
         left.correct, right.correct[None], codes, draws=draws, seed=seed
@@ -707,105 +331,16 @@ def _judge(low: float, high: float, p_value: float) -> str:
     return "better" if low > 0 else "worse"
 
 
-def _pair(
+def pair(
     a: Predictions, b: Predictions, manifest: pd.DataFrame, shared_only: bool
-) -> tuple[Labelled, Labelled]:
+) -> tuple[joining.Labelled, joining.Labelled]:
     """Both runs joined to their labels, rows in the order of `a`."""
     if shared_only:
-        a, b = take_images(a, b.image_ids), take_images(b, a.image_ids)
-    check_same_images({"a": a, "b": b})
-    b = take_images(b, a.image_ids)
-    check_same_folds({"a": a, "b": b})
-    return join_labels(a, manifest), join_labels(b, manifest)
-
-
-def take_images(predictions: Predictions, image_ids: np.ndarray) -> Predictions:
-    """The rows named by `image_ids`, in that order; ids that are not there are left.
-
-    Raises:
-        ValueError: none of them is there.
-    """
-    rows = pd.Index(predictions.image_ids.astype(str)).get_indexer(
-        pd.Index(np.asarray(image_ids).astype(str))
-    )
-    rows = rows[rows >= 0]
-    if np.array_equal(rows, np.arange(len(predictions.image_ids))):
-        return predictions  # the same order: 40 runs of 30 MB are not copied
-    if not len(rows):
-        raise ValueError(
-            "the runs should share pictures, but have none in common; use runs on the "
-            "same data"
-        )
-    return Predictions(
-        predictions.image_ids[rows],
-        predictions.classes,
-        predictions.logits[rows],
-        predictions.fold[rows],
-    )
-
-
-def check_same_images(runs: dict[str, Predictions]) -> None:
-    """Raise ValueError, naming the difference, unless all predict the same images."""
-    first, *others = runs
-    expected = runs[first].image_ids.astype(str)
-    for name in others:
-        given = runs[name].image_ids.astype(str)
-        more, less = np.setdiff1d(given, expected), np.setdiff1d(expected, given)
-        if len(more) or len(less):
-            raise ValueError(
-                f"runs should predict the same images, but `{first}` and `{name}` "
-                f"differ: only in `{first}` {name_some(less)}, only in `{name}` "
-                f"{name_some(more)}; use runs on the same data"
-            )
-
-
-def check_same_folds(runs: dict[str, Predictions]) -> None:
-    """Raise ValueError unless each image was held out in the same fold everywhere.
-
-    Rows must be in the same order.
-    """
-    first, *others = runs
-    for name in others:
-        differs = runs[name].fold != runs[first].fold
-        if differs.any():
-            row = int(differs.argmax())
-            raise ValueError(
-                f"runs should use the same folds, but `{first}` and `{name}` differ on "
-                f"{int(differs.sum())} of {len(differs)} images: "
-                f"{str(runs[first].image_ids[row])!r} is in fold "
-                f"{int(runs[first].fold[row])} of one and {int(runs[name].fold[row])} "
-                "of the other; train both with the same folds.csv"
-            )
-
-
-def compare_classes(
-    a: Predictions,
-    b: Predictions,
-    manifest: pd.DataFrame,
-    *,
-    shared_only: bool = False,
-) -> pd.DataFrame:
-    """Pictures won and lost in each class when b replaces a, biggest loss first.
-
-    Returns:
-        class_name, images, gained, lost, net (pictures), recall_a, recall_b (0-1).
-    """
-    left, right = _pair(a, b, manifest, shared_only)
-    table = pd.DataFrame(
-        {
-            "class_name": np.array(left.classes, object)[left.truth],
-            "gained": right.correct & ~left.correct,
-            "lost": left.correct & ~right.correct,
-            "recall_a": left.correct,
-            "recall_b": right.correct,
-        }
-    )
-    grouped = table.groupby("class_name")
-    result = grouped[["gained", "lost"]].sum().astype(int)
-    result.insert(0, "images", grouped.size())
-    result["net"] = result["gained"] - result["lost"]
-    result[["recall_a", "recall_b"]] = grouped[["recall_a", "recall_b"]].mean()
-    return result.reset_index().sort_values(["net", "class_name"], ignore_index=True)
+        a, b = joining.take_images(a, b.image_ids), joining.take_images(b, a.image_ids)
+    joining.check_same_images({"a": a, "b": b})
+    b = joining.take_images(b, a.image_ids)
+    joining.check_same_folds({"a": a, "b": b})
+    return joining.join_labels(a, manifest), joining.join_labels(b, manifest)
 
 
 def make_ladder(summaries: Mapping[str, Mapping[str, float] | None]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import timm
 import torch
 from test_scores import CLASSES, make_manifest, make_predictions
 
-from sketchlib.analysis import ensemble, gradcam, scores
+from sketchlib.analysis import board, ensemble, gradcam, joining, scores
 from sketchlib.training.predictions import Predictions
 
 
@@ -119,7 +119,7 @@ class TestSubmissionsThatDoNotFit:  # row 54
         path = tmp_path / "submission.csv"
         path.write_text("the old one")
         with pytest.raises(ValueError, match=message):
-            ensemble.write_submission(
+            board.write_submission(
                 path, spoil(sample), sample=sample, given_labels=[0, 1, 2]
             )
         assert path.read_text() == "the old one"
@@ -149,12 +149,12 @@ class TestSubmissionsThatDoNotFit:  # row 54
             np.full(5, -1),
         )
         with pytest.raises(ValueError, match=message):
-            ensemble.make_submission(test, spoil(sample), manifest, [0, 1, 2])
-        part = scores.take_images(test, ids[:3])
+            board.make_submission(test, spoil(sample), manifest, [0, 1, 2])
+        part = joining.take_images(test, ids[:3])
         with pytest.raises(ValueError, match="each of 5 test images .* 2 .*are not"):
-            ensemble.make_submission(part, sample, manifest, [0, 1, 2])
+            board.make_submission(part, sample, manifest, [0, 1, 2])
         with pytest.raises(ValueError, match="`given_labels` .*3 classes, but has 2"):
-            ensemble.make_submission(test, sample, manifest, [0, 1])
+            board.make_submission(test, sample, manifest, [0, 1])
 
 
 @pytest.fixture

@@ -1,0 +1,336 @@
+"""Figures of what a run gets wrong, where it looks, and what its blend is made of.
+
+The theme, the colours and the rows are those of `plots`. Limits: above forty classes
+only the worst are named.
+"""
+
+import textwrap
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.ticker import MaxNLocator
+
+from sketchlib.analysis import breakdown, plots
+
+# --- looking closer ---------------------------------------------------------
+
+
+def plot_class_recall(
+    table: pd.DataFrame, *, worst: int = 20, ax: Axes | None = None
+) -> Axes:
+    """Recall and precision of each class, worst first.
+
+    Up to 40 classes each has a row. With more, one curve shows all by rank and the
+    `worst` are named beside it; when `ax` is given, the curve alone is drawn.
+
+    Args:
+        table: `breakdown.per_class`.
+        worst: classes named, when there are too many to name all.
+        ax: where to draw.
+    """
+    table = table[table["images"] > 0]
+    if len(table) <= plots.FULL_NAMES:
+        ax = _plot_recall_rows(table, ax, f"Recall by class, {len(table)} classes")
+        plots.mark_line(
+            ax, table["recall"].mean(), f"mean {table['recall'].mean():.3f}"
+        )
+        ax.set_title(ax.get_title(loc="left"), pad=18)
+        return ax
+    side = None
+    if ax is None:
+        height = 0.235 * worst + 1.0
+        _, (ax, side) = plt.subplots(
+            1,
+            2,
+            figsize=(plots.WIDTH, height),
+            layout="constrained",
+            width_ratios=(5, 4),
+        )
+    recall = table["recall"].to_numpy()
+    ranks = np.arange(1, len(recall) + 1)
+    ax.fill_between(ranks, recall, step="mid", color=plots.PALE, linewidth=0)
+    ax.plot(ranks, recall, color=plots.COOL, linewidth=1, drawstyle="steps-mid")
+    ax.axhline(recall.mean(), color=plots.GREY, linewidth=1, linestyle=(0, (4, 3)))
+    ax.annotate(f" mean {recall.mean():.3f}", (1, recall.mean()), va="bottom")
+    ax.set(xlim=(1, len(recall)), ylim=(0, 1.02), ylabel="recall, 0-1")
+    ax.set_xlabel(
+        f"classes from worst to best · {(recall == 0).sum()} at 0 · "
+        f"{(recall < 0.5).sum()} under 0.5 · {(recall == 1).sum()} at 1"
+    )
+    ax.set_title(f"Recall of all {len(recall)} classes")
+    if side is not None:
+        _plot_recall_rows(table.head(worst), side, f"The worst {worst}")
+    return ax
+
+
+def _plot_recall_rows(table: pd.DataFrame, ax: Axes | None, title: str) -> Axes:
+    names = table["class_name"].tolist()
+    if ax is None:
+        ax = plots.make_rows(None, names, 1.0)
+    else:
+        plots.make_rows(ax, names)
+    rows = np.arange(len(table))
+    ax.hlines(rows, 0, table["recall"], color=plots.FAINT, linewidth=2, zorder=1)
+    ax.plot(table["precision"], rows, "|", color=plots.GREY, ms=8, mew=1.5)
+    ax.plot(table["recall"], rows, "o", color=plots.WARM, ms=5)
+    for row, (thief, share) in enumerate(
+        table[["most_confused_with", "share"]].itertuples(index=False)
+    ):
+        if thief:
+            text = f"→ {plots.shorten(thief, 20)} {share:.0%}"
+            ax.text(1.03, row, text, va="center", fontsize=7.5, color=plots.GREY)
+    ax.set(xlim=(-0.02, 1.0), xlabel="● recall   | precision   → most confused with")
+    ax.set_xticks([0, 0.5, 1])
+    ax.set_title(title)
+    return ax
+
+
+def plot_confusion(
+    counts: pd.DataFrame, *, pairs: int = 25, ax: Axes | None = None
+) -> Axes:
+    """Who is taken for whom: a matrix up to 30 classes, else the worst pairs.
+
+    Args:
+        counts: `breakdown.confusion`, pictures by true row and predicted column.
+        pairs: pairs shown when there are more than 30 classes.
+        ax: where to draw.
+    """
+    if len(counts) > 30:
+        return _plot_worst_pairs(breakdown.rank_pairs(counts, pairs), ax)
+    values = counts.to_numpy(float)
+    shares = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
+    side = 0.27 * len(counts) + 2.2
+    ax = _plot_matrix(
+        shares, list(counts.index), plots.DEPTH, plots.make_axes(ax, side, side + 0.4)
+    )
+    if len(counts) <= 20:
+        _write_cells(ax, counts.to_numpy(), shares)
+    ax.set(xlabel="predicted", ylabel="true")
+    ax.set_title("Confusion, share of each true class (0-1)")
+    return ax
+
+
+def _plot_matrix(
+    values: np.ndarray, names: list[str], colours: Colormap, ax: Axes
+) -> Axes:
+    """A square table in colour, scale fixed 0-1."""
+    image = ax.imshow(values, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+    labels = [plots.shorten(name, 18) for name in names]
+    ax.set_xticks(range(len(names)), labels, rotation=90)
+    ax.set_yticks(range(len(names)), labels)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    edges = np.arange(len(names) + 1) - 0.5
+    ax.hlines(edges, -0.5, len(names) - 0.5, color=plots.FAINT, linewidth=0.4)
+    ax.vlines(edges, -0.5, len(names) - 0.5, color=plots.FAINT, linewidth=0.4)
+    bar = ax.figure.colorbar(image, ax=ax, fraction=0.03, pad=0.02, ticks=[0, 0.5, 1])
+    bar.outline.set_visible(False)
+    return ax
+
+
+def _write_cells(
+    ax: Axes, values: np.ndarray, shares: np.ndarray, template: str = "{:.0f}"
+) -> None:
+    """Write each value above 0 into its cell, light on dark."""
+    for row, column in zip(*np.nonzero(values), strict=True):
+        colour = "white" if shares[row, column] > 0.45 else plots.INK
+        text = template.format(values[row, column])
+        ax.text(column, row, text, ha="center", va="center", fontsize=7.5, color=colour)
+
+
+def _plot_worst_pairs(table: pd.DataFrame, ax: Axes | None) -> Axes:
+    names = [
+        f"{plots.shorten(a, 17)} / {plots.shorten(b, 17)}"
+        for a, b in table[["class_a", "class_b"]].itertuples(index=False)
+    ]
+    ax = plots.make_rows(ax, []) if not names else _wide_rows(ax, names)
+    rows = range(len(table))
+    ax.barh(rows, table["a_as_b"], 0.7, color=plots.WARM)
+    ax.barh(rows, table["b_as_a"], 0.7, left=table["a_as_b"], color="#e8a793")
+    for row, (total, share) in enumerate(
+        table[["mistakes", "share"]].itertuples(index=False)
+    ):
+        text = f" {total}  ({share:.0%} of both)"
+        ax.text(total, row, text, va="center", fontsize=8)
+    ax.grid(False)
+    ax.set(
+        xlabel="mistakes (pictures)   dark: first as second   light: second as first"
+    )
+    ax.set_xlim(0, max(1, table["mistakes"].max() * 1.25) if len(table) else 1)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.set_title(f"The {len(table)} most confused pairs of classes")
+    return ax
+
+
+def _wide_rows(ax: Axes | None, names: list[str]) -> Axes:
+    """Rows whose names are already short enough."""
+    ax = plots.make_rows(ax, names)
+    ax.set_yticks(range(len(names)), names)
+    return ax
+
+
+def plot_reliability(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """How often a stated probability comes true, with 95 % Wilson intervals.
+
+    Args:
+        table: `calibration.reliability`.
+        ax: where to draw.
+    """
+    ax = plots.make_axes(ax, 4.2, 4.6)
+    images = table["images"] / table["images"].sum()
+    width = table["to_probability"] - table["from_probability"]
+    ax.bar(
+        table["from_probability"],
+        images,
+        width,
+        align="edge",
+        color=plots.FAINT,
+        zorder=0,
+    )
+    ax.plot([0, 1], [0, 1], color=plots.GREY, linewidth=1, linestyle=(0, (4, 3)))
+    ax.vlines(
+        table["confidence"], table["low"], table["high"], color=plots.WARM, alpha=0.5
+    )
+    ax.plot(table["confidence"], table["accuracy"], "o-", color=plots.WARM, ms=5, lw=1)
+    ax.text(0.04, 0.93, "under-confident", color=plots.GREY, fontsize=8)
+    ax.text(0.96, 0.04, "over-confident", color=plots.GREY, fontsize=8, ha="right")
+    gaps = (table["confidence"] - table["accuracy"]).abs()
+    error = float(np.average(gaps, weights=table["images"]))
+    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    ax.set_xlabel("stated probability   grey bars: share of pictures")
+    ax.set_ylabel("accuracy, 0-1, with 95 % Wilson interval")
+    ax.set_title(f"Reliability, calibration error {error:.3f}")
+    return ax
+
+
+def plot_flag_accuracy(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Accuracy of the pictures behind each data flag, with 95 % Wilson intervals.
+
+    Args:
+        table: `breakdown.by_flag`.
+        ax: where to draw.
+    """
+    rows = table[table["flag"] != "(all)"].reset_index(drop=True)
+    names = [
+        f"{str(flag).replace('_', ' ')} · {images:,}"
+        for flag, images in rows[["flag", "images"]].itertuples(index=False)
+    ]
+    ax = plots.make_rows(ax, names, 1.1)
+    overall = float(table.loc[table["flag"] == "(all)", "accuracy"].iloc[0])
+    below = (rows["high"] < overall).to_numpy()
+    plots.draw_intervals(ax, rows, "accuracy", below)
+    plots.mark_line(ax, overall, f"all pictures {overall:.3f}")
+    low = float(rows["low"].min())
+    ax.set_xlim(max(0.0, low - 0.05), 1 + 0.15 * (1 - low))
+    ax.set_xlabel("accuracy, 0-1, with 95 % Wilson interval; red: below all pictures")
+    ax.set_title("Accuracy by data flag (pictures)", pad=20)
+    return ax
+
+
+def plot_attention(
+    shares: np.ndarray, ink: np.ndarray, *, ax: Axes | None = None
+) -> Axes:
+    """Where a model looks: share of its attention that lies on ink, all pictures.
+
+    Args:
+        shares: (N,) share of attention on ink, 0-1, `gradcam.ink_share`; NaN where
+            a map is empty, which is left out.
+        ink: (N,) share of the picture that is ink, 0-1: what blind looking gives.
+        ax: where to draw.
+    """
+    ax = plots.make_axes(ax, 2.8)
+    blind = "ink's share of the picture (blind looking)"
+    ax.hist(ink, 50, range=(0, 1), color=plots.FAINT, label=blind)
+    ax.hist(
+        shares[~np.isnan(shares)],
+        50,
+        range=(0, 1),
+        color=plots.WARM,
+        alpha=0.75,
+        label="attention on ink",
+    )
+    ax.legend(loc="upper right")
+    ax.set(xlim=(0, 1), xlabel="share, 0-1", ylabel="pictures")
+    ratio = np.nanmean(shares) / max(float(ink.mean()), 1e-9)
+    ax.set_title(f"Attention on ink, {ratio:.1f} times blind looking")
+    return ax
+
+
+# --- ensembles --------------------------------------------------------------
+
+
+def plot_agreement(
+    matrix: pd.DataFrame,
+    *,
+    subject: str = "Share of pictures given the same class",
+    ax: Axes | None = None,
+) -> Axes:
+    """A run × run table of shares, 0-1: `ensemble.agreement` or `ensemble.rescues`."""
+    side = 0.42 * len(matrix) + 2.2
+    ax = _plot_matrix(
+        matrix.to_numpy(),
+        list(matrix.index),
+        plots.DEPTH,
+        plots.make_axes(ax, side, side + 0.6),
+    )
+    if len(matrix) <= 15:
+        _write_cells(ax, matrix.to_numpy(), matrix.to_numpy(), "{:.2f}")
+    ax.set_title(textwrap.fill(subject, 6 * len(matrix) + 24))
+    return ax
+
+
+def plot_blend(table: pd.DataFrame, *, used: str = "", ax: Axes | None = None) -> Axes:
+    """Members and their combinations by accuracy; the one used is accented.
+
+    Args:
+        table: `search.search_methods(...).table`.
+        used: method that is used; empty accents the recommended one.
+        ax: where to draw.
+    """
+    rows = table.rename(columns={"accuracy": "mean"})
+    rows["marked"] = rows["method"] == used if used else rows["recommended"]
+    single = float(table.loc[table["kind"] == "run", "accuracy"].max())
+    ax = plots.plot_score_ladder(rows, baseline=single, ax=ax)
+    for text in ax.texts:
+        if text.get_text().startswith("baseline"):
+            text.set_text(f"best single run {single:.3f}")
+    accent = "used" if used else "recommended"
+    ax.set_title(f"Combinations and their members; red: {accent}", pad=20)
+    return ax
+
+
+def plot_path(path: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Accuracy after each step of the greedy search, and the run that was added.
+
+    Args:
+        path: step, added, accuracy (0-1), on the rows it was fitted on.
+        ax: where to draw.
+    """
+    ax = plots.make_axes(ax, 3.0)
+    ax.plot(path["step"], path["accuracy"], "o-", color=plots.COOL, ms=4, lw=1)
+    before = ""
+    for step, added, accuracy in path[["step", "added", "accuracy"]].itertuples(
+        index=False
+    ):
+        if added == before or step > 25:  # a run added again needs no second name
+            continue
+        before = added
+        ax.annotate(
+            plots.shorten(added, 18),
+            (step, accuracy),
+            xytext=(2, 7),
+            textcoords="offset points",
+            rotation=30,
+            fontsize=7.5,
+        )
+    low, high = path["accuracy"].min(), path["accuracy"].max()
+    room = max(high - low, 0.01)
+    ax.set(xlim=(0.5, len(path) + 1.5), ylim=(low - 0.2 * room, high + 0.6 * room))
+    ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    ax.grid(axis="y")
+    ax.set(xlabel="step", ylabel="accuracy, 0-1, on the rows fitted")
+    ax.set_title("Greedy search, step by step (flattered: not held out)")
+    return ax
