@@ -8,6 +8,7 @@ from test_ensemble import make_runs
 from test_scores import CLASSES, make_manifest, make_predictions, shuffle
 
 from sketchlib.analysis import calibration, combiners, ensemble, joining, scores, search
+from sketchlib.data import decisions
 from sketchlib.training.predictions import Predictions
 
 FITTED = ["tempered", "weights", "greedy", "per_class", "stack"]
@@ -260,3 +261,26 @@ class TestParts:
         groups = pd.DataFrame({"image_id": run.image_ids, "group": 1})
         with pytest.raises(ValueError, match="all 160 pictures are one group"):
             search.search_methods({"a": run}, manifest, groups)
+
+
+def test_pictures_the_review_dropped_count_in_no_score(runs, manifest):
+    gone = manifest.index % 7 == 0
+    reviewed = manifest.assign(
+        subset=manifest["subset"].where(~gone, decisions.DROPPED)
+    )
+    reviewed.attrs = manifest.attrs
+    rest = {
+        name: Predictions(
+            run.image_ids[~gone], run.classes, run.logits[~gone], run.fold[~gone]
+        )
+        for name, run in runs.items()
+    }
+    one = search.search_methods(runs, reviewed)
+    other = search.search_methods(rest, manifest)
+    pd.testing.assert_frame_equal(one.table, other.table)
+    pd.testing.assert_frame_equal(
+        ensemble.leave_one_out(runs, reviewed), ensemble.leave_one_out(rest, manifest)
+    )
+    pd.testing.assert_frame_equal(
+        ensemble.rescues(runs, reviewed), ensemble.rescues(rest, manifest)
+    )

@@ -302,7 +302,7 @@ def plot_mistakes(
 
     Args:
         pictures: uint8, in the order of `table`.
-        table: rows of `scores.per_picture`: image_id, class_name, predicted,
+        table: rows of `breakdown.per_picture`: image_id, class_name, predicted,
             probability (0-1).
         cams: (N, h, w) maps in 0-1, drawn under the ink as a second tile; several
             by name (true and predicted class, two models) make as many tiles; None

@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from sketchlib import workspace
-from sketchlib.analysis import scores
+from sketchlib.analysis import joining
 from sketchlib.data import decisions, manifest, splits
 from sketchlib.training import budget, predictions
 from sketchlib.workbook import parameters
@@ -204,7 +204,7 @@ def read_predictions(
     found = {}
     for run in runs:
         one = predictions.read_predictions(session.runs_dir / run / name)
-        found[run] = scores.without_dropped(one, table)
+        found[run] = joining.without_dropped(one, table)
     return found
 
 
