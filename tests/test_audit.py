@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sketchlib.data import audit, images
+from sketchlib.data import audit, cache, images
 
 
 def _table(names):
@@ -37,6 +37,8 @@ def folder(tmp_path_factory):
     cv2.circle(coloured, (120, 120), 80, (200, 60, 20), -1)
     pictures = {
         "plain.jpg": house,
+        "large.jpg": _house(800),
+        "far.jpg": cv2.copyMakeBorder(_house(90), *[355] * 4, 0, value=255),
         "blank.jpg": np.full((240, 240), 255, np.uint8),
         "black.png": np.zeros((240, 240), np.uint8),
         "inverted.jpg": 255 - house,
@@ -240,14 +242,41 @@ def test_a_damaged_cache_is_made_anew(folder, tmp_path):
     )
 
 
-def test_pixels_are_shared_as_they_are_read(folder):
-    seen = {}
-    audit.inspect(
-        _table(["plain.jpg", "cut.jpg", "coloured.jpg"]),
-        folder,
-        share=lambda row, pixels: seen.update({row: pixels.shape}),
-    )
-    assert seen == {0: (240, 240), 2: (240, 240, 3)}
+def test_the_pass_fills_the_pixel_cache_as_reading_alone_would(folder, tmp_path):
+    table = _table(["plain.jpg", "cut.jpg", "coloured.jpg", "large.jpg", "far.jpg"])
+    geometry = cache.Geometry(96, "ink", "grey", "white")
+    one, two = tmp_path / "one", tmp_path / "two"
+    audit.inspect(table, folder, cache_dir=one, geometry=geometry)
+    assert cache.cache_paths(table, folder, geometry, one).are_made()
+    shared = cache.open_pixels(table, folder, geometry, one)
+    alone = cache.open_pixels(table, folder, geometry, two)
+    assert np.array_equal(shared.pixels, alone.pixels)
+    assert shared.readable.tolist() == [True, False, True, True, True]
+    assert [path.name for path in one.glob("*.part*")] == []
+
+
+def test_a_shrunk_jpeg_and_the_png_made_of_it_have_the_same_pixels(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.jpg"), _house(700))
+    cv2.imwrite(str(tmp_path / "b.jpg"), _house(700, ink=90))
+    decoded = cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(tmp_path / "c.png"), decoded)
+    found = audit.measure(_table(["a.jpg", "b.jpg", "c.png"]), tmp_path)
+    one, other, again = found["pixel_hash"]
+    assert one == again != other
+
+
+def test_a_shrunk_picture_measures_as_the_whole_one_does(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.jpg"), _house(900), [cv2.IMWRITE_JPEG_QUALITY, 95])
+    cv2.imwrite(str(tmp_path / "b.png"), _house(900))
+    found = audit.inspect(_table(["a.jpg", "b.png"]), tmp_path)
+    names = ["width", "height", "paper", "channels", "mode", "flags"]
+    assert found.findings[names].nunique().max() == 1
+    near = {"brightness": 0.5, "ink": 0.003, "ink_left": 0.01, "blur": 0.05}
+    for name, slack in near.items():
+        one, two = found.findings[name]
+        assert one == pytest.approx(two, abs=slack), name
+    difference = found.thumbs[0].astype(int) - found.thumbs[1].astype(int)
+    assert np.abs(difference).mean() < 1.5
 
 
 def test_progress_counts_to_the_end(folder):

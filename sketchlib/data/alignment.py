@@ -12,7 +12,7 @@ import math
 import cv2
 import numpy as np
 
-from sketchlib.data import audit
+from sketchlib.data import measures
 
 _MAX_STRETCH = 1.05  # a copy is not squeezed: ratio of the two scales
 _MIN_COVER = 0.6  # share of the ink both frames must see
@@ -29,8 +29,8 @@ def start_matrix(shift: np.ndarray, side_px: int) -> np.ndarray:
         shift: (6,) d/dx, d/dy, and the four parts of the linear change.
         side_px: side of the maps the fit was made on.
     """
-    scale = audit.THUMB_PX / side_px
-    centre = np.full(2, (audit.THUMB_PX - 1) / 2)
+    scale = measures.THUMB_PX / side_px
+    centre = np.full(2, (measures.THUMB_PX - 1) / 2)
     dx, dy, xx, yy, xy, yx = shift
     half = side_px / 2
     linear = np.eye(2) + np.array([[xx, xy], [yx, yy]]) / half
@@ -115,7 +115,7 @@ def compare_ink(
     Returns 0 as soon as it is clear that `least` is out of reach, or when the fit
     squeezes the drawing or leaves too much of its ink outside.
     """
-    side = (audit.THUMB_PX // 2, audit.THUMB_PX // 2)
+    side = (measures.THUMB_PX // 2, measures.THUMB_PX // 2)
     halves = [
         cv2.resize(ink, side, interpolation=cv2.INTER_AREA).astype(np.float32)
         for ink in (target, moving)
@@ -142,7 +142,7 @@ def compare_ink(
     return score
 
 
-_SEEN = np.ones((audit.THUMB_PX, audit.THUMB_PX), np.float32)
+_SEEN = np.ones((measures.THUMB_PX, measures.THUMB_PX), np.float32)
 
 
 def _stretch(matrix: np.ndarray) -> float:

@@ -1,69 +1,32 @@
 """Measurements and flags of every picture, in one pass over the files.
 
-Each file is read and decoded once; from then on the work is done on views of at most
-255 px, since float work on whole pictures costs many times their decoding. The pass
-also keeps two small ink maps of each picture (its ink box, its whole frame), which is
-all that `duplicates` needs. Results are cached by path, size and modification time,
-so that a second pass reads only what changed and a stopped one goes on where it was.
-It looks and never drops: an unreadable picture is a row with its problem.
-Limits: lettering, borders and blur are cheap measures made for pointing, not proof.
+Each file is read and decoded once, large JPEGs at half their size or less. The pass
+keeps two small ink maps of each picture (its ink box, its whole frame), which is all
+that `duplicates` needs, and fills the pixel cache on its way. Results are cached by
+path, size and modification time, so that a second pass reads only what changed and a
+stopped one goes on where it was. It looks and never drops: an unreadable picture is
+a row with its problem.
+Limits: a JPEG and a lossless file are compared pixel by pixel only where their
+measures agree.
 """
 
-import contextlib
 import hashlib
-import os
-import sys
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
+from scipy.spatial import KDTree
 
 from sketchlib import workspace
-from sketchlib.data import images
+from sketchlib.data import cache, images, measures, passes
 
-VERSION = 1  # raise it when a measure or an ink map changes its meaning
-THUMB_PX = 96
-FRAMES = ("box", "full")
-_VIEW_PX = 256  # measures are taken on halvings of the picture below this side
-_MIN_INK = 20  # grey levels between paper and the faintest ink
+VERSION = 2  # raise it when a measure or an ink map changes its meaning
+FRAMES, THUMB_PX = measures.FRAMES, measures.THUMB_PX
 _SAVE_SECONDS = 30.0
-_CHUNK = 16
 
-# On each picture's record: what is measured, then the two ink maps.
-_MEASURES = {
-    "readable": "?",
-    "problem": "U160",
-    "bytes": "i8",
-    "width": "i4",
-    "height": "i4",
-    "channels": "i2",
-    "mode": "U8",
-    "brightness": "f4",
-    "contrast": "f4",
-    "colourfulness": "f4",
-    "ink": "f4",
-    "ink_left": "f4",
-    "ink_top": "f4",
-    "ink_right": "f4",
-    "ink_bottom": "f4",
-    "paper": "f4",
-    "blur": "f4",
-    "border": "f4",
-    "text_band": "f4",
-    "sha256": "U64",
-    "pixel_hash": "U40",
-}
-_RECORD = np.dtype(
-    [("path", "U400"), ("key", "U32")]
-    + list(_MEASURES.items())
-    + [("thumbs", "u1", (len(FRAMES), THUMB_PX, THUMB_PX))]
-)
 FLAGS = (
     "unreadable",
     "blank",
@@ -111,7 +74,6 @@ class Thresholds:
 
 USUAL = Thresholds()
 Progress = Callable[[int, int], None]
-Share = Callable[[int, np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -154,9 +116,10 @@ def inspect(
     *,
     thresholds: Thresholds = USUAL,
     cache_dir: Path | None = None,
+    geometry: cache.Geometry | None = None,
     workers: int = 0,
     progress: Progress | None = None,
-    share: Share | None = None,
+    patience: float = passes.PATIENCE_SECONDS,
 ) -> Audit:
     """Measure every picture of `manifest`; files are read once, on all cores.
 
@@ -165,20 +128,39 @@ def inspect(
         data_dir: folder the paths are relative to.
         thresholds: where a measure becomes a flag; changing them reads no file.
         cache_dir: keeps the measures between calls; safe to delete.
+        geometry: fills the pixel cache of this geometry in the same pass, so that
+            `cache.open_pixels` finds it made; needs `cache_dir`.
         workers: threads; 0 means one for each core.
         progress: called with (done, total) now and then.
-        share: called from the threads with (row, pixels as stored) of each picture
-            that is read, so that other caches need not decode it again.
+        patience: seconds without any picture read until the pass is given up.
+    Raises:
+        passes.StalledError: the disk did not answer for `patience` seconds.
     """
     store = None if cache_dir is None else _store_path(cache_dir, data_dir)
     old = _read_store(store)
     keys = [_file_key(data_dir, path) for path in manifest["path"]]
     records, missing = _recall(old, manifest["path"], keys)
     if missing:
+        filler = _make_filler(manifest, data_dir, geometry, cache_dir)
         save = _Saver(store, records, old, missing)
-        reader = _Reader(manifest["path"].tolist(), data_dir, keys, share)
-        _read_missing(reader, records, missing, (workers, progress, save))
+        reader = _Reader(manifest["path"].tolist(), data_dir, keys, records, filler)
+        how = passes.Pass(reader.name, workers, patience)
+        _read_missing(reader, missing, (how, progress, save))
+        if filler is not None:
+            filler.pause()
     return Audit(_make_findings(manifest, records, thresholds), records["thumbs"])
+
+
+def _make_filler(
+    manifest: pd.DataFrame,
+    data_dir: Path,
+    geometry: cache.Geometry | None,
+    cache_dir: Path | None,
+) -> cache.Filler | None:
+    if geometry is None or cache_dir is None:
+        return None
+    paths = cache.cache_paths(manifest, data_dir, geometry, cache_dir)
+    return None if paths.are_made() else cache.Filler(paths, len(manifest), geometry)
 
 
 # --- the cache ----------------------------------------------------------------
@@ -192,12 +174,12 @@ def _store_path(cache_dir: Path, data_dir: Path) -> Path:
 def _read_store(store: Path | None) -> np.ndarray:
     """Records of earlier passes; none when there is no file or it is not ours."""
     if store is None or not store.exists():
-        return np.empty(0, _RECORD)
+        return np.empty(0, measures.RECORD)
     try:
         found = np.load(store, mmap_mode="r")
     except (ValueError, OSError, EOFError):
-        return np.empty(0, _RECORD)  # cut by hand or by a full disk: read anew
-    return found if found.dtype == _RECORD else np.empty(0, _RECORD)
+        return np.empty(0, measures.RECORD)  # cut by hand or by a full disk: read anew
+    return found if found.dtype == measures.RECORD else np.empty(0, measures.RECORD)
 
 
 def _file_key(data_dir: Path, path: str) -> str:
@@ -217,7 +199,7 @@ def _recall(
         (p, k): i for i, (p, k) in enumerate(zip(old["path"], old["key"], strict=True))
     }
     found = [row_of.get((p, k), -1) for p, k in zip(paths, keys, strict=True)]
-    records = np.zeros(len(found), _RECORD)
+    records = np.zeros(len(found), measures.RECORD)
     known = [row for row, at in enumerate(found) if at >= 0]
     if len(known) == len(old) == len(found) and found == list(range(len(found))):
         return old, []  # nothing changed: stay memory-mapped
@@ -267,72 +249,93 @@ class _Reader:
     paths: list[str]
     data_dir: Path
     keys: list[str]
-    share: Share | None
+    records: np.ndarray
+    filler: cache.Filler | None
 
-    def fill(self, records: np.ndarray, rows: list[int]) -> int:
-        """Measure `rows` into `records`; returns how many."""
-        for row in rows:
-            record = records[row]
-            try:
-                self._measure(row, record)
-            except images.PictureError as error:
-                record["problem"] = error.reason
-            record["path"] = self.paths[row]
-            if record["sha256"]:  # not for a file that could not even be opened
-                record["key"] = self.keys[row]  # last: the record is complete
-        return len(rows)
+    def name(self, row: int) -> str:
+        return self.paths[row]
+
+    def fill(self, row: int) -> None:
+        """Measure one row's picture into its record."""
+        record = self.records[row]
+        try:
+            self._measure(row, record)
+        except images.PictureError as error:
+            record["problem"] = error.reason
+            if self.filler is not None:
+                self.filler.miss(row)
+        record["path"] = self.paths[row]
+        if record["sha256"]:  # not for a file that could not even be opened
+            record["key"] = self.keys[row]  # last: the record is complete
 
     def _measure(self, row: int, record: np.void) -> None:
         path = images.picture_path(self.data_dir, self.paths[row])
         data = images.read_bytes(path)
         record["bytes"] = len(data)
         record["sha256"] = hashlib.sha256(data).hexdigest()
-        pixels = images.decode_picture(path, data, "stored")
-        record["mode"], record["channels"] = _stored_mode(path, data, pixels)
-        measure_pixels(pixels, record)
+        least = measures.VIEW_PX if self.filler is None else self.filler.least_px
+        seen = images.decode_view(path, data, least)
+        record["mode"], record["channels"] = _stored_mode(path, data, seen.pixels)
+        grey = measures.measure_view(seen, record)
         record["readable"] = True
-        if self.share is not None:
-            self.share(row, pixels)
+        if self.filler is not None:
+            self.filler.put(row, (path, data), seen, grey)
+
+    def settle(self, row: int) -> None:
+        """Replace a shrunk picture's hash by that of all its pixels."""
+        path = images.picture_path(self.data_dir, self.paths[row])
+        try:
+            seen = images.decode_view(path, images.read_bytes(path), 1 << 30)
+        except images.PictureError:
+            return  # it went away meanwhile: the next pass says so
+        self.records[row]["pixel_hash"] = measures.pixel_hash(
+            seen, images.as_grey(seen.pixels)
+        )
 
 
 def _read_missing(
     reader: _Reader,
-    records: np.ndarray,
     missing: list[int],
-    how: tuple[int, Progress | None, _Saver],
+    how: tuple[passes.Pass, Progress | None, _Saver],
 ) -> None:
-    workers, progress, save = how
-    chunks = [missing[at : at + _CHUNK] for at in range(0, len(missing), _CHUNK)]
-    done = len(records) - len(missing)
-    with one_thread_each(workers) as pool:
-        try:
-            for count in pool.map(lambda rows: reader.fill(records, rows), chunks):
-                done += count
-                save.maybe()
-                if progress is not None:
-                    progress(done, len(records))
-        finally:
-            pool.shutdown(cancel_futures=True)
-            save.now()
-
-
-@contextlib.contextmanager
-def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool in which OpenCV stays on the calling thread; 0 workers: one per core.
-
-    Python hands its lock on every 5 ms, longer than a picture takes; with 0.2 ms two
-    threads read 1.6 times as fast. Processes were 1.4 times faster still, but need
-    an importable main module or a fork beside running threads.
-    """
-    interval, threads = sys.getswitchinterval(), cv2.getNumThreads()
-    sys.setswitchinterval(0.0002)
-    cv2.setNumThreads(1)
+    way, progress, save = how
+    total = len(reader.records)
+    done = total - len(missing)
     try:
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            yield pool
+        for count in passes.run_rows(reader.fill, missing, way):
+            done += count
+            save.maybe()
+            if progress is not None:
+                progress(done, total)
+        for _ in passes.run_rows(reader.settle, _unsettled(reader.records), way):
+            pass
     finally:
-        cv2.setNumThreads(threads)
-        sys.setswitchinterval(interval)
+        save.now()
+
+
+def _unsettled(records: np.ndarray) -> list[int]:
+    """Rows read shrunk that look like a file of the same size read whole.
+
+    A shrunk JPEG's hash cannot equal that of the PNG made from it, so the few whose
+    measures agree are compared on all their pixels.
+    """
+    shrunk = ~np.char.endswith(records["pixel_hash"], "/1") & records["readable"]
+    whole = records["readable"] & ~shrunk
+    rows, others = np.flatnonzero(shrunk), np.flatnonzero(whole)
+    if len(rows) == 0 or len(others) == 0:
+        return []
+    names = ("brightness", "paper", "contrast", "ink_left", "ink_top", "ink_right")
+    scales = np.array([1.0, 4.0, 30.0, 0.03, 0.03, 0.03])
+    points = np.column_stack([records[name] for name in names]) / scales
+    sides = np.column_stack([records["width"], records["height"]]) * 10.0
+    points = np.concatenate([points, sides], axis=1)
+    near = KDTree(points[others]).query_ball_point(points[rows], 1.0, p=np.inf)
+    small = records["thumbs"][:, 1, ::4, ::4].astype(np.int16)
+    return [
+        int(row)
+        for row, found in zip(rows, near, strict=True)
+        if any(np.abs(small[row] - small[others[at]]).mean() < 6 for at in found)
+    ]
 
 
 def _stored_mode(path: Path, data: bytes, pixels: np.ndarray) -> tuple[str, int]:
@@ -343,214 +346,19 @@ def _stored_mode(path: Path, data: bytes, pixels: np.ndarray) -> tuple[str, int]
     return header.mode[:8], len(header.getbands())
 
 
-def measure_pixels(pixels: np.ndarray, record: np.void) -> None:
-    """Fill the measures and ink maps of one decoded picture into its record.
-
-    Args:
-        pixels: (H, W) or (H, W, 3) uint8.
-        record: element of an array with this module's record type.
-    """
-    height, width = pixels.shape[:2]
-    grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    levels = _halvings(grey)
-    view = levels[-1]
-    paper = _paper_level(view)
-    depth = cv2.absdiff(view, np.full_like(view, paper))
-    contrast = _top_level(depth)
-    mask = depth > max(_MIN_INK, 0.3 * contrast)
-    box = _ink_box(mask)
-    record["width"], record["height"] = width, height
-    record["brightness"], record["paper"] = cv2.mean(view)[0], paper
-    record["contrast"], record["ink"] = contrast, np.count_nonzero(mask) / mask.size
-    for side, value in zip(("left", "top", "right", "bottom"), box, strict=True):
-        record[f"ink_{side}"] = value
-    record["colourfulness"] = _colourfulness(pixels)
-    record["blur"] = _blur(view, contrast)
-    record["border"] = _border(mask)
-    record["text_band"] = _text_band(levels[max(len(levels) - 2, 0)], paper, contrast)
-    tone = _ink_curve(paper, contrast)
-    record["thumbs"][0] = _ink_map(levels, box, tone)
-    record["thumbs"][1] = _ink_map(levels, (0.0, 0.0, 1.0, 1.0), tone)
-    record["pixel_hash"] = _pixel_hash(grey, pixels, record["thumbs"])
-
-
-def _halvings(grey: np.ndarray) -> list[np.ndarray]:
-    """The picture and its halves down to under 256 px; exact halving is fast."""
-    levels = [grey]
-    while max(levels[-1].shape) >= _VIEW_PX:
-        last = levels[-1]
-        half = (max(1, last.shape[0] // 2), max(1, last.shape[1] // 2))
-        even = last[: half[0] * 2, : half[1] * 2]
-        levels.append(cv2.resize(even, half[::-1], interpolation=cv2.INTER_AREA))
-    return levels
-
-
-def _paper_level(view: np.ndarray) -> int:
-    """Grey level of the ground: the median of a ring along the edge.
-
-    Where a ring further in says otherwise (a frame, a scanner's rim), the level that
-    more of the picture has decides.
-    """
-    wide = max(1, round(0.03 * min(view.shape)))
-    outer = _ring_level(view, wide)
-    inset = view[3 * wide : -3 * wide, 3 * wide : -3 * wide]
-    if inset.size == 0:
-        return outer
-    inner = _ring_level(inset, wide)
-    if abs(inner - outer) <= 2 * _MIN_INK:
-        return outer
-    shares = [_share_near(view, level) for level in (outer, inner)]
-    return outer if shares[0] >= shares[1] else inner
-
-
-def _ring_level(view: np.ndarray, wide: int) -> int:
-    ring = (view[:wide], view[-wide:], view[:, :wide], view[:, -wide:])
-    counts = np.bincount(np.concatenate([part.ravel() for part in ring]))
-    return int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
-
-
-def _share_near(view: np.ndarray, level: int) -> float:
-    near = cv2.inRange(view, max(level - _MIN_INK, 0), min(level + _MIN_INK, 255))
-    return cv2.countNonZero(near) / view.size
-
-
-def _top_level(values: np.ndarray) -> int:
-    """The level that 0.1 % of the values, and at least 8, reach: a safe maximum."""
-    counts = cv2.calcHist([values], [0], None, [256], [0, 256]).ravel()
-    enough = min(max(8, values.size // 1000), values.size)
-    return int(np.flatnonzero(np.cumsum(counts[::-1])[::-1] >= enough)[-1])
-
-
-def _ink_box(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) as shares of the sides; specks do not count."""
-    sides = []
-    for axis in (0, 1):
-        counts = cv2.reduce(mask.view(np.uint8), axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
-        weight = np.cumsum(counts)
-        speck = 0.002 * weight[-1]
-        first = np.searchsorted(weight, speck, side="right")
-        last = np.searchsorted(weight, weight[-1] - speck)
-        sides.append((first / len(weight), min(last + 1, len(weight)) / len(weight)))
-    (left, right), (top, bottom) = sides
-    if not mask.any():
-        return 0.0, 0.0, 1.0, 1.0
-    return float(left), float(top), float(right), float(bottom)
-
-
-def _ink_curve(paper: int, contrast: int) -> np.ndarray:
-    """(256,) uint8 table from grey to ink; paper grain is 0, full ink 255."""
-    floor = 0.15 * max(contrast, _MIN_INK)
-    depth = np.abs(np.arange(256.0) - paper)
-    ink = (depth - floor) / max(contrast - floor, 1.0)
-    return (255 * ink.clip(0, 1)).round().astype(np.uint8)
-
-
-def _ink_map(
-    levels: list[np.ndarray],
-    box: tuple[float, float, float, float],
-    tone: np.ndarray,
-) -> np.ndarray:
-    """(96, 96) ink of a box of the picture, aspect kept, centred on paper."""
-    level = next(
-        (at for at in reversed(levels) if _box_side(at, box) >= THUMB_PX), levels[0]
-    )
-    height, width = level.shape
-    left, right = int(box[0] * width), max(round(box[2] * width), 1)
-    top, bottom = int(box[1] * height), max(round(box[3] * height), 1)
-    part = level[min(top, bottom - 1) : bottom, min(left, right - 1) : right]
-    scale = THUMB_PX / max(part.shape)
-    size = [max(1, min(THUMB_PX, round(side * scale))) for side in part.shape]
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    ink = cv2.resize(cv2.LUT(part, tone), size[::-1], interpolation=method)
-    canvas = np.zeros((THUMB_PX, THUMB_PX), np.uint8)
-    y, x = (THUMB_PX - size[0]) // 2, (THUMB_PX - size[1]) // 2
-    canvas[y : y + size[0], x : x + size[1]] = ink
-    return canvas
-
-
-def _box_side(level: np.ndarray, box: tuple[float, float, float, float]) -> float:
-    height, width = level.shape
-    return max((box[2] - box[0]) * width, (box[3] - box[1]) * height)
-
-
-def _colourfulness(pixels: np.ndarray) -> float:
-    """Hasler and Süsstrunk (2003) on about 48 × 48 sampled pixels; 0 is grey."""
-    if pixels.ndim == 2:
-        return 0.0
-    down, across = (max(1, side // 48) for side in pixels.shape[:2])
-    sample = np.ascontiguousarray(pixels[::down, ::across])
-    red, green, blue = cv2.split(sample)
-    if cv2.norm(red, green, cv2.NORM_INF) + cv2.norm(red, blue, cv2.NORM_INF) < 8:
-        return 0.0  # three equal channels, but for rounding
-    red, green, blue = cv2.split(sample.astype(np.float32))
-    one, two = red - green, (red + green) / 2 - blue
-    spread = np.hypot(one.std(), two.std())
-    return float(spread + 0.3 * np.hypot(one.mean(), two.mean()))
-
-
-def _blur(view: np.ndarray, contrast: int) -> float:
-    """1 minus the steepest step between neighbours, as a share of the contrast."""
-    if min(view.shape) < 2 or contrast < 1:
-        return 0.0
-    across = cv2.norm(view[:, 1:], view[:, :-1], cv2.NORM_INF)
-    down = cv2.norm(view[1:], view[:-1], cv2.NORM_INF)
-    return max(0.0, 1 - max(across, down) / contrast)
-
-
-def _border(mask: np.ndarray) -> float:
-    """Least share of an edge, of the four, that one line near it covers."""
-    wide = max(1, round(0.06 * min(mask.shape)))
-    if not mask[:, mask.shape[1] // 2][:wide].any():
-        return 0.0  # no line crosses the middle of the top edge
-    rows = mask[:wide], mask[-wide:]
-    columns = mask[:, :wide].T, mask[:, -wide:].T
-    return float(min(edge.mean(axis=1).max() for edge in (*rows, *columns)))
-
-
-def _text_band(level: np.ndarray, paper: int, contrast: int) -> float:
-    """Strokes per row of the busiest band of rows at the top or bottom edge.
-
-    Lettering crosses many short strokes in each of a few neighbouring rows.
-    """
-    tall = round(0.18 * level.shape[0])
-    if tall < 6:
-        return 0.0
-    step = max(_MIN_INK, 0.3 * contrast)
-    bands = np.concatenate([level[:tall], level[-tall:]])
-    inked = (cv2.absdiff(bands, np.full_like(bands, paper)) > step).view(np.uint8)
-    rises = (inked[:, 1:] > inked[:, :-1]).view(np.uint8)
-    strokes = cv2.reduce(rises, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).reshape(2, tall)
-    four = np.minimum(strokes[:, 1:], strokes[:, :-1])
-    four = np.minimum(four[:, 2:], four[:, :-2])  # the least of four rows
-    return float(four.max())
-
-
-def _pixel_hash(grey: np.ndarray, pixels: np.ndarray, thumbs: np.ndarray) -> str:
-    """A hash that decoded pictures share only when they are the same.
-
-    CRC-32 of all grey pixels, of the ink maps and of sampled colours, and the size:
-    a pass at 3 GB/s where sha256 would take a quarter of the decoding time.
-    """
-    parts = (grey, thumbs, pixels[::16, ::16])
-    sums = "".join(
-        f"{zlib.crc32(np.ascontiguousarray(part).data):08x}" for part in parts
-    )
-    return f"{sums}-{grey.shape[1]:x}x{grey.shape[0]:x}"
-
-
 # --- findings -----------------------------------------------------------------
 
 
 def _make_findings(
     manifest: pd.DataFrame, records: np.ndarray, thresholds: Thresholds
 ) -> pd.DataFrame:
-    table = pd.DataFrame({name: records[name] for name in _MEASURES})
+    table = pd.DataFrame({name: records[name] for name in measures.MEASURES})
     table.insert(0, "image_id", manifest["image_id"].to_numpy())
     sides = table[["width", "height"]].clip(lower=1)
     table.insert(8, "aspect", sides["width"] / sides["height"])
     dark = table["paper"] < thresholds.dark_paper
     table.insert(17, "inverted", table["readable"] & dark)
-    measured = [name for name, kind in _MEASURES.items() if kind == "f4"]
+    measured = [name for name, kind in measures.MEASURES.items() if kind == "f4"]
     table.loc[~table["readable"], [*measured, "aspect"]] = np.nan
     table["flags"] = _join_flags(table, thresholds)
     return table

@@ -7,23 +7,25 @@ Limits: rewriting a file within its time stamp's resolution, at the same size, g
 unseen; delete the cache folder then.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pandas as pd
 
 from sketchlib import workspace
-from sketchlib.data import images
+from sketchlib.data import images, passes
 
 FITS = ("stretch", "pad", "ink")
 PAPERS = ("keep", "turn", "white")
-_VERSION = 4
+_VERSION = 5
+_LEAST_VIEW = 256  # longer side of a picture shrunk while decoding; see `decode_view`
 DARK_GROUND = 110  # grey level under which the paper counts as dark
 _INK_STEP = 40  # grey levels between the ground and what counts as ink
 _MARGIN = 0.06  # white left around the ink box, share of its longer side
@@ -85,6 +87,31 @@ class PixelCache:
         return position.loc[list(image_ids)].to_numpy()
 
 
+class CachePaths(NamedTuple):
+    """The files of one cache, and where they are made.
+
+    `done` holds for each row 0 (to do), 1 (readable) or 2 (unreadable); both parts
+    outlive a killed process, so that the next pass goes on where it was.
+    """
+
+    pixels: Path
+    readable: Path
+    part: Path
+    done: Path
+
+    def are_made(self) -> bool:
+        return self.pixels.exists() and self.readable.exists()
+
+
+def cache_paths(
+    manifest: pd.DataFrame, data_dir: Path, geometry: Geometry, cache_dir: Path
+) -> CachePaths:
+    """Where the pixels of `manifest` in this geometry are or will be."""
+    stem = f"pixels-{_cache_key(manifest, data_dir, geometry)}"
+    ends = (".npy", ".readable.npy", ".part.npy", ".done.npy")
+    return CachePaths(*(cache_dir / f"{stem}{end}" for end in ends))
+
+
 def open_pixels(
     manifest: pd.DataFrame,
     data_dir: Path,
@@ -92,24 +119,27 @@ def open_pixels(
     cache_dir: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> PixelCache:
-    """The cache of `manifest` under `geometry`, made on the first call.
+    """The pixels of every picture of `manifest`, read once and then from the disk.
 
     Args:
-        manifest: rows of `manifest.read_manifest`.
-        data_dir: folder the manifest's paths are relative to.
-        geometry: size, fit, channels, paper.
+        manifest: rows with `image_id, path`.
+        data_dir: folder the paths are relative to.
+        geometry: side, fit, channels, paper.
         cache_dir: where cache files live; safe to delete.
         progress: called with (done, total) now and then.
+    Raises:
+        passes.StalledError: the disk did not answer.
+        OSError: there is no room for the cache.
     """
-    stem = cache_dir / f"pixels-{_cache_key(manifest, data_dir, geometry)}"
-    pixels_path = stem.with_suffix(".npy")
-    readable_path = stem.with_suffix(".readable.npy")
-    if not (pixels_path.exists() and readable_path.exists()):
-        _fill(manifest, data_dir, geometry, (pixels_path, readable_path), progress)
+    paths = cache_paths(manifest, data_dir, geometry, cache_dir)
+    if not paths.are_made():
+        filler = Filler(paths, len(manifest), geometry)
+        _fill(filler, manifest["path"].tolist(), data_dir, progress)
+        filler.finish()
     return PixelCache(
-        np.load(pixels_path, mmap_mode="r"),
+        np.load(paths.pixels, mmap_mode="r"),
         manifest["image_id"].to_numpy(),
-        np.load(readable_path),
+        np.load(paths.readable),
         geometry,
     )
 
@@ -118,43 +148,118 @@ def _cache_key(manifest: pd.DataFrame, data_dir: Path, geometry: Geometry) -> st
     stamps = []
     for path in manifest["path"]:
         try:
-            found = (data_dir / path).stat()
+            found = os.stat(f"{data_dir}/{path}")
             stamps.append((path, found.st_size, found.st_mtime_ns))
-        except OSError:
+        except (OSError, ValueError):
             stamps.append((path, -1, -1))
     return workspace.hash_value([_VERSION, asdict(geometry), stamps])
 
 
 def _fill(
-    manifest: pd.DataFrame,
+    filler: "Filler",
+    paths: list[str],
     data_dir: Path,
-    geometry: Geometry,
-    paths: tuple[Path, Path],
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    side, total = geometry.side_px, len(manifest)
-    shape = (total, side, side) + ((3,) if geometry.channels == "colour" else ())
-    readable = np.zeros(total, bool)
+    """Read the pictures that no pass has put yet."""
+    rows = filler.rows_left()
 
     def load(row: int) -> None:
         try:
-            path = images.picture_path(data_dir, manifest["path"].iloc[row])
-            pixels[row] = fit_picture(
-                images.read_picture(path, geometry.channels), geometry
-            )
-            readable[row] = True
+            path = images.picture_path(data_dir, paths[row])
+            data = images.read_bytes(path)
+            seen = images.decode_view(path, data, filler.least_px)
+            filler.put(row, (path, data), seen, images.as_grey(seen.pixels))
         except images.PictureError:
-            pixels[row] = 255  # stays a row; the audit names it and says why
+            filler.miss(row)  # stays a row; the audit names it and says why
 
-    with workspace.atomic_path(paths[0]) as temporary:
-        pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for done, _ in enumerate(pool.map(load, range(total), chunksize=16), 1):
-                if progress and (done % 200 == 0 or done == total):
-                    progress(done, total)
-        pixels.flush()
-    with workspace.atomic_path(paths[1]) as temporary:
-        np.save(temporary, readable)
+    done = len(paths) - len(rows)
+    for count in passes.run_rows(load, rows, passes.Pass(paths.__getitem__)):
+        done += count
+        if progress is not None:
+            progress(done, len(paths))
+
+
+class Filler:
+    """A cache in the making; its rows are put in any order, from any thread."""
+
+    def __init__(self, paths: CachePaths, total: int, geometry: Geometry) -> None:
+        self.paths, self.geometry = paths, geometry
+        self.least_px = max(_LEAST_VIEW, 2 * geometry.side_px)
+        side = geometry.side_px
+        tail = (3,) if geometry.channels == "colour" else ()
+        self.pixels = _open_part(paths.part, (total, side, side, *tail))
+        self.done = _open_part(paths.done, (total,))
+
+    def put(
+        self,
+        row: int,
+        source: tuple[Path, bytes],
+        seen: images.View,
+        grey: np.ndarray,
+    ) -> None:
+        """Fit one picture; a drawing too small in a shrunk one is decoded whole."""
+        table, ground = _tone_table(grey, self.geometry)
+        box = _frame(grey, table, ground, self.geometry)
+        if seen.shrink > 1 and _longer_side(box) < 1.5 * self.geometry.side_px:
+            seen = images.decode_view(*source, least_px=1 << 30)
+            self.put(row, source, seen, images.as_grey(seen.pixels))
+            return
+        pixels = grey if self.geometry.channels == "grey" else _in_colour(seen.pixels)
+        self.pixels[row] = _fit(pixels, (table, ground, box), self.geometry)
+        self.done[row] = 1
+
+    def miss(self, row: int) -> None:
+        """Note an unreadable picture: white."""
+        self.pixels[row] = 255
+        self.done[row] = 2
+
+    def rows_left(self) -> list[int]:
+        """Rows that nobody has put."""
+        return np.flatnonzero(self.done == 0).tolist()
+
+    def pause(self) -> None:
+        """Write to disk what was put; finish when that is everything."""
+        self.pixels.flush()
+        self.done.flush()
+        if self.done.all():
+            self.finish()
+
+    def finish(self) -> None:
+        """Put the finished files in their places."""
+        self.pixels.flush()
+        with workspace.atomic_path(self.paths.readable) as temporary:
+            np.save(temporary, self.done == 1)
+        with contextlib.suppress(FileNotFoundError):  # another run was first
+            os.replace(self.paths.part, self.paths.pixels)
+        self.paths.done.unlink(missing_ok=True)
+
+
+def _open_part(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A memory-mapped uint8 array on disk: what a stopped pass left, or zeros.
+
+    Two runs that start at once share the file of the first; they write the same.
+    """
+    for _ in range(2):
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            found = np.load(path, mmap_mode="r+")
+            if found.shape == shape and found.dtype == np.uint8:
+                return found
+            path.unlink()  # cut short, or made by hand
+        _make_part(path, shape)
+    return np.load(path, mmap_mode="r+")
+
+
+def _make_part(path: Path, shape: tuple[int, ...]) -> None:
+    whole = path.with_name(f"{path.name}-{os.getpid()}")
+    with workspace.atomic_path(whole) as temporary:
+        made = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk shows here, not as a crash
+            with temporary.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, made.offset + made.nbytes)
+    with contextlib.suppress(FileExistsError):  # another run was first
+        os.link(whole, path)
+    whole.unlink()
 
 
 def fit_picture(pixels: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -166,16 +271,48 @@ def fit_picture(pixels: np.ndarray, geometry: Geometry) -> np.ndarray:
     Returns:
         (S, S) or (S, S, 3) uint8.
     """
-    grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    ground = ground_level(grey)
+    grey = images.as_grey(pixels)
+    table, ground = _tone_table(grey, geometry)
+    box = _frame(grey, table, ground, geometry)
+    return _fit(pixels, (table, ground, box), geometry)
+
+
+def _tone_table(grey: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, int]:
+    """(256,) uint8 table from grey to the wanted paper, and the ground after it."""
+    table, ground = np.arange(256, dtype=np.uint8), ground_level(grey)
     if geometry.paper != "keep" and ground < DARK_GROUND:
-        pixels, grey, ground = 255 - pixels, 255 - grey, 255 - ground
+        table, ground = 255 - table, 255 - ground
     if geometry.paper == "white" and ground < 255:
         level = np.minimum(np.arange(256) * 255 // max(ground, 1), 255).astype(np.uint8)
-        pixels, grey, ground = cv2.LUT(pixels, level), cv2.LUT(grey, level), 255
-    if geometry.fit == "ink":
-        top, bottom, left, right = ink_box(grey, ground)
-        pixels = pixels[top:bottom, left:right]
+        table, ground = level[table], 255
+    return table, ground
+
+
+_Box = tuple[int, int, int, int]  # top, bottom, left, right
+
+
+def _frame(
+    grey: np.ndarray, table: np.ndarray, ground: int, geometry: Geometry
+) -> _Box:
+    """The part of the picture that is shown."""
+    if geometry.fit != "ink":
+        return 0, grey.shape[0], 0, grey.shape[1]
+    return _find_box(cv2.LUT(grey, _is_ink(table, ground)))
+
+
+def _longer_side(box: _Box) -> int:
+    return max(box[1] - box[0], box[3] - box[2])
+
+
+def _in_colour(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+
+
+def _fit(
+    pixels: np.ndarray, plan: tuple[np.ndarray, int, _Box], geometry: Geometry
+) -> np.ndarray:
+    table, ground, (top, bottom, left, right) = plan
+    pixels = cv2.LUT(pixels[top:bottom, left:right], table)
     if geometry.fit != "stretch":
         margin = _MARGIN if geometry.fit == "ink" else 0.0
         pixels = _pad_square(pixels, ground, margin)
@@ -203,11 +340,19 @@ def ink_box(grey: np.ndarray, ground: int) -> tuple[int, int, int, int]:
     A row or column counts when at least two of its pixels are ink, so that a speck
     does not move the box; a blank picture gives its whole frame.
     """
-    ink = cv2.absdiff(grey, np.full_like(grey, ground)) > _INK_STEP
-    rows = np.flatnonzero(ink.sum(axis=1) >= 2)
-    columns = np.flatnonzero(ink.sum(axis=0) >= 2)
+    return _find_box(cv2.LUT(grey, _is_ink(np.arange(256), ground)))
+
+
+def _is_ink(table: np.ndarray, ground: int) -> np.ndarray:
+    return (np.abs(table.astype(int) - ground) > _INK_STEP).astype(np.uint8)
+
+
+def _find_box(ink: np.ndarray) -> tuple[int, int, int, int]:
+    """The box around the ones of an (H, W) uint8 mask."""
+    sums = [cv2.reduce(ink, axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S) for axis in (1, 0)]
+    rows, columns = (np.flatnonzero(part.ravel() >= 2) for part in sums)
     if len(rows) == 0 or len(columns) == 0:
-        return 0, grey.shape[0], 0, grey.shape[1]
+        return 0, ink.shape[0], 0, ink.shape[1]
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from sketchlib.data import alignment, audit
+from sketchlib.data import alignment, audit, measures, passes
 
 # (transpose, flip top to bottom, flip left to right), in this order
 _STEPS = list(itertools.product((False, True), repeat=3))
@@ -297,7 +297,7 @@ def ink_of(thumbs: np.ndarray, row: int, frame: Frame) -> np.ndarray:
     ink = thumbs[row, frame.index]
     if frame.angle == 0:
         return ink
-    centre = ((audit.THUMB_PX - 1) / 2, (audit.THUMB_PX - 1) / 2)
+    centre = ((measures.THUMB_PX - 1) / 2, (measures.THUMB_PX - 1) / 2)
     matrix = cv2.getRotationMatrix2D(centre, frame.angle, 1.0)
     return cv2.warpAffine(ink, matrix, ink.shape[::-1], flags=cv2.INTER_LINEAR)
 
@@ -373,7 +373,7 @@ def _dense_candidates(
 
 def compare_all(unit: np.ndarray, others: np.ndarray, cosine: float) -> np.ndarray:
     """(M, 2) rows i < j of (N, W, W) unit spectra alike in some orientation."""
-    with audit.one_thread_each(0) as pool, threadpool_limits(1):
+    with passes.one_thread_each(0) as pool, threadpool_limits(1):
         return _dense_candidates(unit, others, cosine, pool)
 
 
@@ -466,7 +466,7 @@ class _Search:
         """(row, row, orientation that turns the first into the second, score)."""
         if len(self.rows) < 2:
             return []
-        with audit.one_thread_each(self.workers) as pool, threadpool_limits(1):
+        with passes.one_thread_each(self.workers) as pool, threadpool_limits(1):
             views = self._views()
             found: list[_Match] = []
             for part in (views[:2], views[2:]):  # turned maps only if need be

@@ -9,8 +9,9 @@ end marker. Limits: the first frame of an animation; no SVG.
 
 import io
 import os
+import unicodedata
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,6 +21,28 @@ FORMATS = {"JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM"}
 MAX_PIXELS = 64_000_000
 _JPEG_END = b"\xff\xd9"
 Channels = Literal["grey", "colour", "stored"]
+# shrinking by the decoder itself: (grey, colour)
+_SHRUNK = {
+    2: (cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_COLOR_2),
+    4: (cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_REDUCED_COLOR_4),
+    8: (cv2.IMREAD_REDUCED_GRAYSCALE_8, cv2.IMREAD_REDUCED_COLOR_8),
+}
+
+
+class View(NamedTuple):
+    """A decoded picture, perhaps shrunk while decoding.
+
+    Attributes:
+        pixels: (H, W) or (H, W, 3) uint8, RGB, as stored.
+        width: of the whole picture, pixels.
+        height: of the whole picture, pixels.
+        shrink: 1, 2, 4 or 8: whole pixels to one of `pixels`.
+    """
+
+    pixels: np.ndarray
+    width: int
+    height: int
+    shrink: int
 
 
 class PictureError(ValueError):
@@ -43,8 +66,6 @@ def picture_path(root: Path, relative: str) -> Path:
     Raises:
         PictureError: there is no such file, or a link leads out of `root`.
     """
-    import unicodedata
-
     for form in (None, "NFC", "NFD"):
         name = relative if form is None else unicodedata.normalize(form, relative)
         path = root / name
@@ -102,6 +123,33 @@ def decode_picture(path: Path, data: bytes, channels: Channels = "grey") -> np.n
     return _as_channels(_on_white(_as_bytes(pixels)), channels)
 
 
+def decode_view(path: Path, data: bytes, least_px: int) -> View:
+    """The picture, a plain JPEG halved while it is decoded as long as that is enough.
+
+    A JPEG holds its frequencies, so that half the size costs half the time and gives
+    what averaging would. Other formats are decoded whole.
+
+    Args:
+        path: names the file in errors.
+        data: its content.
+        least_px: the longer side of the result stays at or above this.
+    """
+    layout = _jpeg_layout(data)
+    shrink = 1
+    if layout is not None and layout[0] * layout[1] <= MAX_PIXELS and _has_end(data):
+        while shrink < 8 and max(layout[:2]) >= 2 * shrink * least_px:
+            shrink *= 2
+    if layout is None or shrink == 1:
+        pixels = decode_picture(path, data, "stored")
+        return View(pixels, pixels.shape[1], pixels.shape[0], 1)
+    width, height, channels = layout
+    flag = _SHRUNK[shrink][channels == 3]
+    shrunk = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    if shrunk is None:
+        raise PictureError(path, "cannot be decoded")
+    return View(_as_channels(shrunk, "stored"), width, height, shrink)
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of `path`; raises PictureError where that is impossible or empty."""
     try:
@@ -145,7 +193,13 @@ def _has_end(data: bytes) -> bool:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a plain JPEG, from its markers; None for anything else.
+    """(width, height) of a plain JPEG, from its markers; None for anything else."""
+    layout = _jpeg_layout(data)
+    return None if layout is None else layout[:2]
+
+
+def _jpeg_layout(data: bytes) -> tuple[int, int, int] | None:
+    """(width, height, channels) of a plain JPEG, else None.
 
     Plain: 8 bits, one or three channels, no EXIF. Opening such a file with Pillow
     takes as long as decoding it, so this walk of the markers stands in for it.
@@ -159,7 +213,8 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
             plain = data[at + 4] == 8 and data[at + 9] in (1, 3)
             height = int.from_bytes(data[at + 5 : at + 7], "big")
             width = int.from_bytes(data[at + 7 : at + 9], "big")
-            return (width, height) if plain and width and height else None
+            found = width, height, data[at + 9]
+            return found if plain and width and height else None
         exif = marker == 0xE1 and data[at + 4 : at + 8] == b"Exif"
         if exif or not 0xC4 <= marker <= 0xFE or marker == 0xDA:
             return None
@@ -223,6 +278,11 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
     alpha = pixels[:, :, 3:].astype(np.uint16)
     blended = (pixels[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255
     return blended.astype(np.uint8)
+
+
+def as_grey(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3) RGB → (H, W)."""
+    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
 def _as_channels(pixels: np.ndarray, channels: Channels) -> np.ndarray:
