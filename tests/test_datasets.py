@@ -69,3 +69,46 @@ def test_normalising_equals_numpy(rng):
             channel
         ].item()
         np.testing.assert_allclose(made[:, channel], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["plain", "weighted", "up", "down"])
+def test_samplers_show_each_class_as_often_as_they_say(how):
+    labels = np.array([0] * 12 + [1] * 6 + [2] * 3)
+    sampler = datasets.EpochSampler(labels, 0, shuffle=True, how=how)
+    shown = np.zeros(3)
+    repeats = []
+    for epoch in range(40):
+        sampler.epoch = epoch
+        indices = list(sampler)
+        assert len(indices) == len(sampler)
+        assert len(set(indices)) == len(indices)  # a repeat is another draw
+        repeats.append([position for _, position in indices])
+        shown += np.bincount(labels[repeats[-1]], minlength=3)
+    share = shown / shown.sum()
+    expected = {"plain": [12 / 21, 6 / 21, 3 / 21]}.get(how, [1 / 3] * 3)
+    np.testing.assert_allclose(share, expected, atol=0.05 if how == "weighted" else 0)
+    assert len(sampler) == {"plain": 21, "weighted": 21, "up": 36, "down": 9}[how]
+    if how == "up":
+        assert set(repeats[0]) == set(range(21))  # nothing is left out
+    if how == "down":
+        assert set(sum(repeats, [])) == set(range(21))  # in time, nothing is
+
+
+def test_an_epoch_that_was_interrupted_shows_the_rest(examples):
+    sampler = datasets.EpochSampler(examples.labels, 0, shuffle=True, how="up")
+    sampler.epoch = 2
+    whole = list(sampler)
+    sampler.start = 16
+    assert list(sampler) == whole[16:]
+
+
+def test_f45_spawned_workers_draw_the_same(examples):
+    alone, order = one_epoch(examples, 0)
+    dataset = datasets.SketchDataset(examples, "affine_boxes", seed=3)
+    loader = datasets.make_loader(dataset, 8, workers=2, training=True)
+    loader.multiprocessing_context = "spawn"
+    batches = list(loader)
+    seen = torch.cat([batch[2] for batch in batches])
+    pictures = torch.cat([batch[0] for batch in batches])
+    assert torch.equal(seen, order)
+    assert torch.equal(pictures[seen.argsort()], alone)

@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +12,7 @@ from recipes import FP32, make
 
 from sketchlib import workspace
 from sketchlib.data import cache, manifest
-from sketchlib.training import compute, datasets, loop, memory
+from sketchlib.training import checkpoints, compute, datasets, loop, memory
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +48,31 @@ def close_weights(one, two, atol=1e-4):
     )
 
 
-def fit(examples, recipe, folder, on_epoch=None, model=None, way=FP32, train=None):
+TIMELESS = ["epoch", "train_loss", "valid_loss", "valid_accuracy", "lr"]
+
+
+def fit(
+    examples,
+    recipe,
+    folder,
+    on_epoch=None,
+    model=None,
+    way=FP32,
+    train=None,
+    save_minutes=0.0,
+):
     model = model or make_model()
     train = train or take(examples, np.arange(0, 36))
     valid = take(examples, np.arange(36, 47))
     history = loop.fit(
-        model, train, valid, recipe, way=way, fold_dir=folder, on_epoch=on_epoch
+        model,
+        train,
+        valid,
+        recipe,
+        way=way,
+        fold_dir=folder,
+        on_epoch=on_epoch,
+        save_minutes=save_minutes,
     )
     return model, history
 
@@ -82,7 +103,16 @@ def test_f48_two_seeded_fits_are_bit_equal_and_another_seed_is_not(examples, tmp
     assert not equal_weights(one, other)
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9}, {"mixup_alpha": 0.4}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ema_decay": 0.9},
+        {"mixup_alpha": 0.4},
+        {"keep": "best_mean"},
+        {"sam_rho": 0.05, "schedule": "plateau", "sampler": "weighted"},
+    ],
+)
 def test_f41_a_killed_run_ends_with_the_same_numbers(examples, tmp_path, changes):
     recipe = make(epochs=3, **changes)
     whole, expected = fit(examples, recipe, tmp_path / "whole")
@@ -95,8 +125,36 @@ def test_f41_a_killed_run_ends_with_the_same_numbers(examples, tmp_path, changes
         fit(examples, recipe, tmp_path / "killed", kill)
     resumed, history = fit(examples, recipe, tmp_path / "killed")
     assert equal_weights(whole, resumed)
-    columns = ["epoch", "train_loss", "valid_loss", "valid_accuracy", "lr"]
-    pd.testing.assert_frame_equal(history[columns], expected[columns])
+    pd.testing.assert_frame_equal(history[TIMELESS], expected[TIMELESS])
+
+
+class Killed(BaseException):
+    """Stands in for a kill: nothing in the loop may catch it."""
+
+
+@pytest.mark.parametrize("calls", [1, 3, 7, 10, 13])
+def test_f41_a_kill_inside_an_epoch_continues_exactly(
+    examples, tmp_path, calls, monkeypatch
+):
+    recipe = make(epochs=3, mixup_alpha=0.4, ema_decay=0.9, norm="learn")
+    whole, expected = fit(examples, recipe, tmp_path / "whole")
+    real, count = loop._update, itertools.count(1)
+
+    def update(*arguments):
+        if next(count) == calls:
+            raise Killed
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "_update", update)
+    with pytest.raises(Killed):
+        fit(examples, recipe, tmp_path / "killed", save_minutes=1e-9)
+    seen = []
+    resumed, history = fit(examples, recipe, tmp_path / "killed", seen.append)
+    assert equal_weights(whole, resumed)
+    pd.testing.assert_frame_equal(history[TIMELESS], expected[TIMELESS])
+    done = (calls - 1) // 5  # whole epochs of five updates
+    assert [row["epoch"] for row in seen] == [1, 2, 3][done:]
+    assert next(count) == calls + 1 + 15 - (calls - 1)  # no update was done twice
 
 
 def test_f42_a_damaged_checkpoint_falls_back_to_the_one_before(
@@ -155,6 +213,128 @@ def test_f39_a_loss_that_is_not_finite_stops_and_names_the_step(examples, tmp_pa
     with pytest.raises(FloatingPointError, match=r"epoch 1, step \d.*lower `lr`"):
         fit(examples, recipe, tmp_path)
     assert not list(tmp_path.glob("*.pt"))
+    named = workspace.read_json(tmp_path / "bad_batch.json")
+    assert named["epoch"] == 1
+    assert len(named["image_ids"]) == 8
+    assert set(named["image_ids"]) <= set(examples.image_ids)
+
+
+def poison(monkeypatch, calls):
+    """Make the loss NaN at these updates."""
+    real, count = loop._accumulate, itertools.count(1)
+
+    def accumulate(*arguments):
+        loss = real(*arguments)
+        return math.nan if next(count) in calls else loss
+
+    monkeypatch.setattr(loop, "_accumulate", accumulate)
+
+
+def test_f39_a_retry_goes_back_and_on_at_a_tenth_of_the_rate(
+    examples, tmp_path, monkeypatch, capsys
+):
+    recipe = make(epochs=3, retry_nan=True, schedule="constant", keep="best")
+    poison(monkeypatch, {8})
+    _, history = fit(examples, recipe, tmp_path / "once")
+    assert "going on from the last checkpoint" in capsys.readouterr().out
+    assert history["lr"].tolist() == pytest.approx([3e-3, 3e-4, 3e-4])
+    assert np.isfinite(history["train_loss"]).all()
+    poison(monkeypatch, {8, 15})
+    with pytest.raises(FloatingPointError, match="epoch 3, step 2"):
+        fit(examples, recipe, tmp_path / "twice")
+    for path in (tmp_path / "twice").glob("weights-*.pt"):
+        state = torch.load(path, weights_only=True)
+        assert all(value.isfinite().all() for value in state.values())
+
+
+def test_f39_weights_that_break_in_the_last_step_are_no_checkpoint(
+    examples, tmp_path, monkeypatch
+):
+    real = loop._update
+
+    def update(state, *arguments):
+        loss = real(state, *arguments)
+        state.bare.fc.bias.data[0] = math.nan
+        return loss
+
+    monkeypatch.setattr(loop, "_update", update)
+    few = take(examples, np.arange(8))  # one update an epoch: its loss is finite
+    with pytest.raises(FloatingPointError, match=r"1 weights are not, first fc.bias"):
+        fit(examples, make(keep="best"), tmp_path, train=few)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def run_out(monkeypatch, most, cases):
+    """A model that fails on more than `most` pictures, in the named modes."""
+    real = type(make_vit()).forward
+
+    def forward(self, images):
+        if len(images) > most and self.training in cases:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return real(self, images)
+
+    monkeypatch.setattr(type(make_vit()), "forward", forward)
+
+
+@pytest.mark.parametrize("first", [1, 6])
+def test_f38_out_of_memory_makes_smaller_parts_of_the_same_update(
+    examples, tmp_path, monkeypatch, capsys, first
+):
+    recipe = make(mixup_alpha=0.3, optimizer="sgd")
+    whole, expected = fit(examples, recipe, tmp_path / "whole", model=make_vit())
+    real, count = loop._update, itertools.count(1)
+
+    def update(*arguments):
+        if next(count) == first:
+            run_out(monkeypatch, 3, {True})
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "_update", update)
+    model, history = fit(examples, recipe, tmp_path / "oom", model=make_vit())
+    told = capsys.readouterr().out
+    assert "with 8 pictures at once; going on with 4" in told
+    assert "with 4 pictures at once; going on with 2" in told
+    np.testing.assert_allclose(history["train_loss"], expected["train_loss"], rtol=1e-5)
+    assert history["lr"].tolist() == expected["lr"].tolist()
+    assert close_weights(whole, model)
+
+
+def test_f38_out_of_memory_in_scoring_changes_no_score(
+    examples, tmp_path, monkeypatch, capsys
+):
+    _, expected = fit(examples, make(), tmp_path / "whole", model=make_vit())
+    run_out(monkeypatch, 4, {False})
+    _, history = fit(examples, make(), tmp_path / "oom", model=make_vit())
+    assert "scoring ran out of memory" in capsys.readouterr().out
+    np.testing.assert_allclose(history["valid_loss"], expected["valid_loss"], rtol=1e-5)
+
+
+def test_f38_too_little_memory_for_anything_is_said_and_others_pass(
+    examples, tmp_path, monkeypatch
+):
+    run_out(monkeypatch, 0, {True})
+    with pytest.raises(MemoryError, match="smaller `side_px` or `model`"):
+        fit(examples, make(), tmp_path / "none", model=make_vit())
+    parts = memory.Parts(8, 1)
+    with pytest.raises(RuntimeError, match="shape"):
+        parts.shrink(RuntimeError("shape mismatch"), 8, "training")
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "least", "sizes"),
+    [
+        (8, 8, 1, [8]),
+        (7, 4, 2, [4, 3]),
+        (3, 2, 2, [3]),  # never a part of one for batch norm
+        (5, 1, 1, [1] * 5),
+        (1, 4, 2, [1]),
+    ],
+)
+def test_parts_cover_a_batch_and_are_never_too_small(size, limit, least, sizes):
+    parts = memory.Parts(limit, least).split(size)
+    assert sorted((part.stop - part.start for part in parts), reverse=True) == sizes
+    assert parts[0].start == 0
+    assert parts[-1].stop == size
 
 
 def test_the_schedule_counts_updates_not_epochs(examples, tmp_path):
@@ -208,7 +388,14 @@ def test_f50_the_average_of_a_short_run_is_not_random(examples, tmp_path):
         examples, make(epochs=8, lr=0.01, ema_decay=0.999), tmp_path / "ema"
     )
     assert not equal_weights(plain, averaged)
+    valid = take(examples, np.arange(36, 47))
+    loader = datasets.make_loader(
+        datasets.SketchDataset(valid, "none", 0), 16, workers=0, training=False
+    )
+    stats = loop.models.input_stats(plain)
+    own = loop._validate(plain, loader, FP32, stats, memory.Parts(16, 1))
     assert history["valid_loss"].iloc[-1] < history["valid_loss"].iloc[0]
+    assert abs(history["valid_accuracy"].iloc[-1] - own["valid_accuracy"]) < 0.3
 
 
 def test_frozen_training_changes_the_classifier_alone(examples, tmp_path):
@@ -233,6 +420,167 @@ def test_best_keeps_the_weights_of_the_best_epoch(examples, tmp_path):
     assert scored["valid_accuracy"] == history["valid_accuracy"].max()
 
 
+def test_the_mean_of_the_last_epochs_is_their_mean(examples, tmp_path):
+    states = []
+    recipe = make(epochs=4, keep="last_mean", keep_epochs=2, norm="still")
+    model = make_model()
+
+    def remember(row):
+        states.append({key: value.clone() for key, value in model.state_dict().items()})
+
+    fit(examples, recipe, tmp_path, remember, model=model)
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            expected = (states[2][key] + states[3][key]) / 2
+            assert torch.allclose(value, expected, atol=1e-7), key
+
+
+def test_averaged_weights_get_batch_norm_statistics_of_their_own(examples, tmp_path):
+    recipe = make(epochs=3, keep="last_mean", lr=0.02)
+    model, _ = fit(examples, recipe, tmp_path)
+    loader = datasets.make_loader(
+        datasets.SketchDataset(take(examples, np.arange(36)), "flip", 0),
+        36,
+        workers=0,
+        training=True,
+    )
+    loader.sampler.epoch = 3
+    images = datasets.to_input(next(iter(loader))[0], *loop.models.input_stats(model))
+    seen = model.conv1(images).mean((0, 2, 3)) if hasattr(model, "conv1") else None
+    assert seen is not None
+    assert torch.allclose(model.bn1.running_mean, seen, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("keep", "chosen"),
+    [("last", set()), ("best", {4}), ("last_mean", {3, 4}), ("best_mean", {2, 4})],
+)
+def test_the_epochs_that_are_kept(keep, chosen):
+    rows = [{"valid_accuracy": score} for score in (0.1, 0.9, 0.5, 0.9)]
+    assert checkpoints.choose_epochs(rows, make(epochs=4, keep=keep)) == chosen
+    unheld = [{"valid_accuracy": math.nan}] * 4
+    if chosen:
+        last = max(chosen)
+        assert last in checkpoints.choose_epochs(unheld, make(epochs=4, keep=keep))
+
+
+def test_sam_of_radius_zero_is_the_optimiser_itself(examples, tmp_path, monkeypatch):
+    plain, _ = fit(examples, make(), tmp_path / "plain", model=make_vit())
+    monkeypatch.setattr(loop.optim, "perturbed", still)
+    twice, _ = fit(examples, make(sam_rho=0.1), tmp_path / "zero", model=make_vit())
+    assert equal_weights(plain, twice)
+    monkeypatch.undo()
+    sam, history = fit(examples, make(sam_rho=0.1), tmp_path / "sam", model=make_vit())
+    assert not equal_weights(plain, sam)
+    assert np.isfinite(history["train_loss"]).all()
+
+
+@contextlib.contextmanager
+def still(parameters, rho):
+    """The ascent of SAM with a radius of zero: forget the gradients, stay."""
+    for weight in parameters:
+        weight.grad = None
+    yield
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "focal"},
+        {"loss": "soft_f1", "batch_size": 12},
+        {"loss": "bce"},
+        {"optimizer": "sgd", "lr": 0.05},
+        {"optimizer": "radam"},
+        {"schedule": "one_cycle", "warmup_epochs": 0},
+        {"schedule": "restarts"},
+        {"sam_rho": 0.02},
+        {"progressive": ["1:24"]},
+    ],
+)
+def test_every_choice_learns_a_few_pictures(examples, tmp_path, changes):
+    few = take(examples, np.arange(24))
+    recipe = make(**({"augment": "none", "epochs": 14, "lr": 0.01} | changes))
+    model, _ = fit(examples, recipe, tmp_path, train=few)
+    loader = datasets.make_loader(
+        datasets.SketchDataset(few, "none", 0), 24, workers=0, training=False
+    )
+    stats = loop.models.input_stats(model)
+    scored = loop._validate(model, loader, FP32, stats, memory.Parts(24, 1))
+    assert scored["valid_accuracy"] > 0.7
+
+
+def test_growing_pictures_are_small_first_and_scored_whole(
+    examples, tmp_path, monkeypatch
+):
+    sides = []
+    real = loop.datasets.to_input
+
+    def to_input(images, mean, std):
+        sides.append(images.shape[-1])
+        return real(images, mean, std)
+
+    monkeypatch.setattr(loop.datasets, "to_input", to_input)
+    fit(examples, make(epochs=3, progressive=["1:16", "2:24", "3:32"]), tmp_path)
+    assert list(dict.fromkeys(sides)) == [16, 32, 24]
+    with pytest.raises(ValueError, match="takes one size only"):
+        fit(examples, make(progressive=["1:16"]), tmp_path / "vit", model=make_vit())
+
+
+def test_patience_and_target_end_a_fold_early_and_say_so(examples, tmp_path, capsys):
+    still_lr = {"lr": 1e-9, "optimizer": "sgd", "norm": "still", "epochs": 6}
+    _, history = fit(examples, make(patience=2, **still_lr), tmp_path / "patience")
+    assert len(history) < 6
+    _, history = fit(
+        examples,
+        make(target_accuracy=0.99, target_epochs=2, **still_lr),
+        tmp_path / "target",
+    )
+    assert len(history) == 2
+    assert "below the target" in capsys.readouterr().out
+
+
+def test_on_epoch_may_stop_a_fold_and_its_checkpoint_stays(examples, tmp_path):
+    def stop(row):
+        raise loop.Stopped("not worth it")
+
+    with pytest.raises(loop.Stopped):
+        fit(examples, make(epochs=3), tmp_path, stop)
+    seen = []
+    fit(examples, make(epochs=3), tmp_path, lambda row: seen.append(row["epoch"]))
+    assert seen == [2, 3]
+
+
+def test_pictures_of_weight_zero_teach_nothing(examples, tmp_path):
+    rows = np.arange(36)
+    weights = np.where(rows % 8 == 0, 0.0, 1.0)
+    train = take(examples, rows)
+    wrong = np.where(weights == 0, (train.labels + 1) % 4, train.labels)
+    recipe = make(optimizer="sgd", norm="still")
+    one, two = (
+        fit(
+            examples,
+            recipe,
+            tmp_path / name,
+            train=datasets.Examples(train.pixels, train.rows, labels, weights),
+        )[0]
+        for name, labels in (("right", train.labels), ("wrong", wrong))
+    )
+    assert close_weights(one, two, atol=1e-6)
+
+
+def test_the_rate_finder_leaves_the_model_alone_and_finds_a_rate(examples):
+    model = make_model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    train = take(examples, np.arange(36))
+    curve = loop.find_lr(model, train, make(optimizer="sgd"), FP32)
+    assert all(
+        torch.equal(value, before[key]) for key, value in model.state_dict().items()
+    )
+    steps = np.diff(np.log(curve["lr"]))
+    np.testing.assert_allclose(steps, steps[0])
+    assert 1e-6 < loop.optim.suggest_lr(curve) < 1.0
+
+
 def test_the_model_gets_its_own_forward_back(examples, tmp_path):
     way = compute.Compute("cpu", "bf16", "channels_last", 0.0)
     model, _ = fit(examples, make(epochs=1), tmp_path, way=way)
@@ -246,6 +594,14 @@ def test_f40_an_odd_last_batch_goes_through_mixing(examples, tmp_path):
     recipe = make(cutmix_alpha=1.0, mixup_alpha=0.2)
     _, history = fit(examples, recipe, tmp_path, train=rows)
     assert np.isfinite(history["train_loss"]).all()
+
+
+@pytest.mark.parametrize("rows", [9, 5, 2])
+def test_f40_a_class_that_is_missing_and_tiny_batches_train(examples, tmp_path, rows):
+    train = take(examples, np.flatnonzero(examples.labels != 3)[:rows])
+    _, history = fit(examples, make(batch_size=4, accumulate=3), tmp_path, train=train)
+    assert np.isfinite(history["train_loss"]).all()
+    assert np.isfinite(history["valid_loss"]).all()
 
 
 @pytest.mark.parametrize(

@@ -59,3 +59,18 @@ def test_folds_of_other_data_are_refused():
     torn = folds.assign(group="one")
     with pytest.raises(ValueError, match="stay in one fold"):
         splits.check_folds(torn, table)
+
+
+def test_a_fraction_is_stratified_keeps_groups_whole_and_grows():
+    labels = np.repeat(np.arange(5), 40)
+    groups = np.array([f"{label}-{n // 3}" for label in range(5) for n in range(40)])
+    half = splits.take_fraction(labels, groups, 0.5, seed=1)
+    counts = np.bincount(labels[half])
+    assert (abs(counts - 20) <= 2).all()
+    for group in np.unique(groups):
+        assert half[groups == group].all() or not half[groups == group].any()
+    assert splits.take_fraction(labels, groups, 1.0, seed=1).all()
+    tiny = splits.take_fraction(labels, groups, 0.01, seed=1)
+    assert set(labels[tiny]) == set(range(5))
+    assert half[tiny].all()
+    assert (half != splits.take_fraction(labels, groups, 0.5, seed=2)).any()
