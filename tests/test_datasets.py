@@ -17,7 +17,7 @@ def examples(world, tmp_path_factory):
 def one_epoch(examples, workers, epoch=0):
     dataset = datasets.SketchDataset(examples, "affine_boxes", seed=3)
     loader = datasets.make_loader(dataset, 8, workers=workers, training=True)
-    loader.sampler.epoch = epoch
+    loader.batch_sampler.sampler.epoch = epoch
     batches = list(loader)
     order = torch.cat([batch[2] for batch in batches])
     pictures = torch.cat([batch[0] for batch in batches])

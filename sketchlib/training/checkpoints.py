@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from sketchlib import workspace
-from sketchlib.training import datasets
+from sketchlib.training import datasets, processes
 from sketchlib.training.recipe import Recipe
 
 Row = dict[str, float]
@@ -34,7 +34,7 @@ class Position:
         rows: the finished epochs.
         step: updates done in the epoch after them.
         loss: sum of the losses over the pictures of these updates.
-        seen: pictures of these updates.
+        seen: pictures of these updates; of several processes an equal share.
         seconds: spent on them.
         limit: most pictures computed at once, 0 for as many as asked.
         slower: factor of the learning rate after a retry, else 1.
@@ -43,7 +43,7 @@ class Position:
     rows: list[Row] = field(default_factory=list)
     step: int = 0
     loss: float = 0.0
-    seen: int = 0
+    seen: float = 0
     seconds: float = 0.0
     limit: int = 0
     slower: float = 1.0
@@ -70,6 +70,8 @@ class Keeper:
 
     def save(self, position: Position, state: dict[str, Any]) -> None:
         """Write the newest checkpoint; the one before becomes `previous.pt`."""
+        if processes.rank() > 0:
+            return
         content = {"task": self.task, "position": dataclasses.asdict(position)}
         newest = self.fold_dir / "checkpoint.pt"
         with workspace.atomic_path(newest) as temporary:
@@ -104,7 +106,7 @@ class Keeper:
         To be called before `save`, whose rows then tell which files count.
         """
         epoch = len(rows)
-        if epoch in choose_epochs(rows, self.recipe):
+        if processes.rank() == 0 and epoch in choose_epochs(rows, self.recipe):
             with workspace.atomic_path(self._weights_path(epoch)) as temporary:
                 torch.save(model.state_dict(), temporary)
 
@@ -113,7 +115,7 @@ class Keeper:
         wanted = choose_epochs(rows, self.recipe)
         wanted |= choose_epochs(rows[:-1], self.recipe)
         for path in self.fold_dir.glob("weights-*.pt"):
-            if int(path.stem.split("-")[1]) not in wanted:
+            if processes.rank() == 0 and int(path.stem.split("-")[1]) not in wanted:
                 path.unlink(missing_ok=True)
 
     def read_weights(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:

@@ -3,20 +3,21 @@
 Pixels stay uint8 and, for grey drawings, one channel until they are on the device;
 `to_input` normalises there. The epoch travels inside the sampler's index, so that
 draws and what changes with the epoch (recipe, side) are right whatever the number of
-loader workers. Limits: one process samples a whole epoch; accelerate shards the
-batches.
+loader workers. Several processes (see `processes`) share every batch between them.
+Limits: the order of an epoch is drawn whole in each of them.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from sketchlib.data import cache
-from sketchlib.training import transforms
+from sketchlib.training import processes, transforms
 from sketchlib.training.recipe import Stage, find_stage
 
 Index = tuple[int, int]  # (draw, position)
@@ -148,6 +149,20 @@ def draw_positions(
     return np.concatenate(drawn)
 
 
+class SharedBatches(BatchSampler):
+    """This process's part of every batch; together the parts are the batch."""
+
+    def __iter__(self) -> Iterator[list[Any]]:  # torch declares int, we have Index
+        for batch in super().__iter__():
+            if part := batch[processes.rank() :: processes.count()]:
+                yield part
+
+    def total(self, step: int) -> int:
+        """Pictures in batch `step` of an epoch, over all processes."""
+        whole: Any = self.sampler
+        return min(self.batch_size, len(whole) - step * self.batch_size)
+
+
 def make_loader(
     dataset: SketchDataset,
     batch_size: int,
@@ -158,18 +173,18 @@ def make_loader(
 ) -> DataLoader:
     """Batches of (image uint8 (B, C, S, S), target (B,), position (B,)).
 
-    A training epoch leaves out a last batch of one picture, on which batch norm
-    cannot work. Set `loader.sampler.epoch` before each epoch.
+    A training epoch leaves out a last batch that gives a process one picture or
+    none, on which batch norm cannot work. Set `loader.batch_sampler.sampler.epoch`
+    before each epoch.
     """
-    sampler = EpochSampler(
+    sampler: Any = EpochSampler(
         dataset.examples.labels, dataset.seed, shuffle=training, how=how
     )
-    lone = training and len(sampler) % batch_size == 1 and len(sampler) > batch_size
+    rest, least = len(sampler) % batch_size, 2 * processes.count()
+    lone = training and 0 < rest < least and len(sampler) > batch_size
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=lone,
+        batch_sampler=SharedBatches(sampler, batch_size, drop_last=lone),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

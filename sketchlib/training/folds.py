@@ -26,6 +26,7 @@ from sketchlib.training import (
     models,
     optim,
     predictions,
+    processes,
 )
 
 HEADS = ("probe", "random")
@@ -133,13 +134,8 @@ def train_fold(
     fold_dir.mkdir(parents=True, exist_ok=True)
     train, valid, test = make_examples(task, fold)
     asked = workspace.hash_value(_describe(task, train, valid, test))
-    if task.fresh:
-        loop.release(fold_dir)
-    elif (fold_dir / "done.json").exists():
-        if workspace.read_json(fold_dir / "done.json") == {"asked": asked}:
-            return _read_result(fold_dir)
-        loop.release(fold_dir)
-    (fold_dir / "done.json").unlink(missing_ok=True)
+    if found := _read_finished(fold_dir, asked, task.fresh):
+        return found
     classes = manifest.class_names(task.table)
     model = _make_started(task, train)
     history = loop.fit(
@@ -160,10 +156,26 @@ def train_fold(
         for rows, number in ((valid, fold), (test, -1))
     ]
     result = Result(history, *parts)
-    _write_result(result, model, fold_dir)
-    workspace.write_json(fold_dir / "done.json", {"asked": asked})
-    loop.release(fold_dir)
+    if processes.rank() == 0:
+        _write_result(result, model, fold_dir)
+        workspace.write_json(fold_dir / "done.json", {"asked": asked})
+        loop.release(fold_dir)
     return result
+
+
+def _read_finished(fold_dir: Path, asked: str, fresh: bool) -> Result | None:
+    """What stands in the folder, if it is of this very task; else make room for it."""
+    done = fold_dir / "done.json"
+    asked_before = workspace.read_json(done) if done.exists() else {}
+    if asked_before == {"asked": asked} and not fresh:
+        return _read_result(fold_dir)
+    processes.wait()
+    if processes.rank() == 0:
+        if fresh or asked_before:
+            loop.release(fold_dir)
+        done.unlink(missing_ok=True)
+    processes.wait()
+    return None
 
 
 def make_examples(
@@ -303,7 +315,11 @@ def _make_started(task: Task, train: datasets.Examples) -> nn.Module:
 
 
 def _start_from_probe(task: Task, model: nn.Module, train: datasets.Examples) -> None:
+    if processes.rank() > 0:
+        processes.wait()  # the first one computes them
     found = extract(task)[:, train.rows]
+    if processes.rank() == 0:
+        processes.wait()
     head = features.fit_probe(found, train.labels, PROBE_STRENGTH)
     features.start_head(model, head)
 

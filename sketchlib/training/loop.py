@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
@@ -37,6 +38,7 @@ from sketchlib.training import (
     losses,
     models,
     optim,
+    processes,
 )
 from sketchlib.training import recipe as recipes
 from sketchlib.training.checkpoints import Position, release
@@ -151,7 +153,9 @@ class _State:
             training=True,
             how=recipe.sampler,
         )
-        self.sampler: Any = loader.sampler  # accelerate wraps the loader, not this
+        batches: Any = loader.batch_sampler  # accelerate wraps the loader alone
+        self.batches = batches
+        self.sampler = batches.sampler
         self.updates = len(loader)
         self.ema = (  # copied before accelerate wraps the model's own forward
             ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True)
@@ -160,8 +164,9 @@ class _State:
         )
         optimizer = optim.make_optimizer(model, recipe, recipe.lr)
         self.schedule = optim.make_schedule(optimizer, recipe, self.updates)
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(
-            model, optimizer, loader
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.loader = prepare_data_loader(  # batches are shared out already
+            loader, self.accelerator.device, num_processes=1, put_on_device=True
         )
         weights = losses.make_class_weights(
             train.labels, self.classes, recipe.class_weights
@@ -281,8 +286,9 @@ def _train_epoch(state: _State, position: Position, keeper: checkpoints.Keeper) 
         state.set_lr(update, factor)
         if state.ema:
             state.ema.update(state.bare, step=update)
-        position.loss += loss * len(images)
-        position.seen += len(images)
+        size = state.batches.total(position.step - 1) / processes.count()
+        position.loss += loss * size
+        position.seen += size
         position.seconds = time.perf_counter() - began
         position.limit = state.parts.limit
         if keeper.is_due and position.step < state.updates:
@@ -294,7 +300,8 @@ def _train_epoch(state: _State, position: Position, keeper: checkpoints.Keeper) 
 
 
 def _seed_step(seed: int, epoch: int, step: int) -> None:
-    mixed = np.random.SeedSequence([seed, epoch, step]).generate_state(1)[0]
+    entropy = [seed, epoch, step, *[processes.rank()] * (processes.count() > 1)]
+    mixed = np.random.SeedSequence(entropy).generate_state(1)[0]
     workspace.seed_everything(int(mixed))
 
 
@@ -359,6 +366,7 @@ def _accumulate(
 ) -> float:
     """Gradients of the whole batch, part by part; the loss without penalties."""
     images, targets = batch
+    whole = processes.add_up([weights.sum().item()])[0] / processes.count()
     parts = state.parts.split(len(images))
     total = 0.0
     for part in parts:
@@ -369,7 +377,7 @@ def _accumulate(
             if inputs.dtype == torch.uint8:
                 inputs = datasets.to_input(inputs, *state.stats)
             inputs = inputs.contiguous(memory_format=state.way.memory_format)
-            share = weights[part].sum() / weights.sum().clamp(min=1e-12)
+            share = weights[part].sum() / max(whole, 1e-12)  # processes are averaged
             logits = state.model(inputs).float()
             loss = state.loss(logits, targets[part], weights[part]) * share
             total += loss.item()
@@ -409,17 +417,15 @@ def _finish_epoch(
     state: _State, position: Position, loader: DataLoader
 ) -> dict[str, float]:
     """Score, and turn the counts of `position` into a row of the history."""
-    speed = position.seen / max(position.seconds, 1e-9)
     began = time.perf_counter()
-    row = {
-        "epoch": len(position.rows) + 1,
-        "train_loss": position.loss / max(position.seen, 1),
-    }
+    loss, seen = processes.add_up([position.loss, position.seen])
+    row = {"epoch": len(position.rows) + 1, "train_loss": loss / max(seen, 1)}
+    processes.share_buffers(state.averaged)
     row |= _validate(state.averaged, loader, state.way, state.stats, state.scoring)
     row |= {
         "lr": state.optimizer.param_groups[-1]["lr"],
         "seconds": position.seconds + time.perf_counter() - began,
-        "images_per_second": speed,
+        "images_per_second": seen / max(position.seconds, 1e-9),
     }
     position.rows.append(row)
     position.step, position.loss, position.seen = 0, 0.0, 0
@@ -437,13 +443,14 @@ def _validate(
 ) -> dict[str, float]:
     """Plain cross-entropy and accuracy; NaN where nothing is held out."""
     model.eval()
-    loss, hits, seen = 0.0, 0, 0
+    loss, hits, seen = 0.0, 0.0, 0.0
     for images, targets, _ in loader:
         logits = _score(model, images, way, stats, parts)
         targets = targets.to(logits.device)
         loss += nn.functional.cross_entropy(logits, targets, reduction="sum").item()
         hits += int((logits.argmax(1) == targets).sum())
         seen += len(targets)
+    loss, hits, seen = processes.add_up([loss, hits, seen])
     if not seen:
         return {"valid_loss": math.nan, "valid_accuracy": math.nan}
     return {"valid_loss": loss / seen, "valid_accuracy": hits / seen}
@@ -474,6 +481,7 @@ def _take_weights(
     state: _State, position: Position, keeper: checkpoints.Keeper
 ) -> None:
     """Leave in the model the weights to predict with, and its own forward."""
+    processes.wait()  # the first one has written them
     model = state.accelerator.unwrap_model(state.model, keep_fp32_wrapper=False)
     if checkpoints.choose_epochs(position.rows, state.recipe):
         state.bare.load_state_dict(keeper.read_weights(position.rows))
@@ -482,6 +490,7 @@ def _take_weights(
     learns = state.recipe.norm == "learn" and not state.recipe.frozen
     if state.recipe.keep.endswith("_mean") and learns:
         _learn_batch_norm(state)
+    processes.share_buffers(state.bare)
     if state.folded:
         state.folded.restore()
     model.eval()

@@ -175,7 +175,7 @@ def predict(
     """
     import torch
 
-    from sketchlib.training import datasets, kernels, models
+    from sketchlib.training import datasets, kernels, models, processes
 
     check_views(tta)
     side_px = examples.pixels.geometry.side_px
@@ -187,9 +187,9 @@ def predict(
         workers=0,
         training=False,
     )
-    parts = []
+    parts, places = [], []
     with torch.inference_mode(), way.autocast():
-        for images, _, _ in loader:
+        for images, _, positions in loader:
             inputs = datasets.to_input(images.to(way.device), mean, std)
             views = [inputs, *(inputs.flip(VIEWS[name]) for name in tta)]
             logits = torch.stack(
@@ -199,7 +199,12 @@ def predict(
                 ]
             )  # (V, B, K)
             parts.append(logits.log_softmax(-1).exp().mean(0).log().cpu().numpy())
-    joined = np.concatenate(parts) if parts else np.zeros((0, len(classes)))
+            places.append(positions.numpy())
+    nothing = np.zeros((0, len(classes)), np.float32)
+    joined = processes.join_rows(
+        np.concatenate([*places, np.zeros(0, np.int64)]),
+        np.concatenate([*parts, nothing]),
+    )
     floor = np.maximum(joined, -50.0).astype(np.float32)  # log 0 is -inf
     folds = np.full(len(floor), fold)
     return Predictions(examples.image_ids, np.asarray(classes), floor, folds)
