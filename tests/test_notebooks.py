@@ -86,6 +86,20 @@ def test_a_second_time_nothing_runs(runs, world, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in runs.glob("*/*.ipynb")}
 
 
+def test_the_retrospective_tells_what_was_tried(runs, world, tmp_path):
+    asked = ["run", "07_retrospective", "-p", "data_dir", str(world)]
+    asked += ["-p", "runs_dirs", f"['{runs}']", "--runs", str(tmp_path / "mine")]
+    assert cli.main(asked) == 0
+    folder = tmp_path / "mine" / "retrospective"
+    log = pd.read_csv(folder / "log.csv")
+    assert set(log["run"]) >= {"audit", "one", "two", "ensemble"}
+    gains = pd.read_csv(folder / "gains.csv").set_index("run")
+    assert gains["baseline"]["ensemble"] in ("one", "two")
+    parents = pd.read_csv(folder / "parents.csv")
+    assert set(parents["parent"]) == {"one", "two", "audit"}
+    assert workspace.read_json(folder / "run.json")["final"] == "ensemble"
+
+
 def test_bare_papermill_runs_a_notebook(world, tmp_path):
     out = tmp_path / "02.ipynb"
     papermill.execute_notebook(
