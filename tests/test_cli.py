@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ import pytest
 from toys import write_notebook
 
 from sketchlib import workspace
-from sketchlib.workbook import cli
+from sketchlib.workbook import cli, detach, doctor
 
 HEAVY = {"numpy", "pandas", "torch", "papermill", "nbformat", "nbconvert", "yaml"}
 
@@ -189,15 +190,16 @@ def test_doctor_is_green_here_and_red_for_data_that_is_not_there(root, capsys):
 
 def test_doctor_exits_1_when_one_line_is_red(monkeypatch, capsys):
     green, red = (True, "well", ""), (False, "ill", "do this")
-    monkeypatch.setattr(cli, "_list_checks", lambda _: [lambda: iter([green])])
+    monkeypatch.setattr(doctor, "_list_checks", lambda *_: [lambda: iter([green])])
     assert cli.main(["doctor"]) == 0
-    monkeypatch.setattr(cli, "_list_checks", lambda _: [lambda: iter([green, red])])
+    both = [lambda: iter([green, red])]
+    monkeypatch.setattr(doctor, "_list_checks", lambda *_: both)
     assert cli.main(["doctor"]) == 1
     assert capsys.readouterr().out.splitlines()[-2:] == ["bad ill", "    → do this"]
 
 
 def test_memory_is_measured_in_bytes():
-    assert 2**28 < cli._measure_memory() < 2**45
+    assert 2**28 < doctor._measure_memory() < 2**45
 
 
 def test_run_json_is_valid_for_other_tools(root):
@@ -208,3 +210,87 @@ def test_run_json_is_valid_for_other_tools(root):
 def test_the_doctor_counts_the_classes_of_the_training_rows(world, capsys):
     cli.main(["doctor", "--data", str(world)])
     assert "48 train, 8 test, 4 classes" in capsys.readouterr().out
+
+
+def test_the_doctor_says_how_long_a_plan_may_take(root, capsys):
+    (root / "params" / "workbooks").mkdir(parents=True)
+    steps = "steps:\n  - {name: a, notebook: 03_train, minutes: 3}\n"
+    steps += "  - {name: b, notebook: 03_train}\n"
+    plan = root / "params" / "workbooks" / "mine.yaml"
+    plan.write_text("parameters: {data_dir: data}\n" + steps)
+    cli.main(["doctor", "--plan", "mine"])
+    assert "bad plan mine\n    → there is no data folder" in capsys.readouterr().out
+    (root / "data").mkdir()
+    cli.main(["doctor", "--plan", "mine"])
+    told = "2 of 2 steps to run, about 3:00 min, 1 of unknown length"
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("offline", "fails", "told"),
+    [("1", True, "offline is asked for"), ("0", True, "out of reach (no net)")]
+    + [("0", False, "answers")],
+)
+def test_the_doctor_tells_whether_weights_can_be_fetched(
+    monkeypatch, offline, fails, told
+):
+    class Answer:
+        def close(self):
+            pass
+
+    def connect(address, timeout):
+        if fails:
+            raise OSError("no net")
+        return Answer()
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(doctor.socket, "create_connection", connect)
+    ((well, what, remedy),) = doctor._check_hub()
+    assert well  # a machine without network is not ill
+    assert told in what
+    assert bool(remedy) == ("out of reach" in what)
+
+
+# --- --detach ---------------------------------------------------------------
+
+
+def test_a_detached_run_outlives_its_terminal(root):
+    """The terminal is closed: its session gets SIGHUP, and the run goes on."""
+    wait = [("run", "import time\ntime.sleep(4)\nprint('still here')")]
+    write_notebook(root / "notebooks" / "03_train.ipynb", wait)
+    sketch = f"{sys.executable} -m sketchlib.workbook.cli run train --detach"
+    library = str(Path(workspace.__file__).parents[1])
+    terminal = subprocess.Popen(
+        ["bash", "-c", f"{sketch}; echo code $?; sleep 60"],
+        env=os.environ | {"PYTHONPATH": library, "SKETCHBOOK_ROOT": str(root)},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    told = [terminal.stdout.readline() for _ in range(4)]
+    os.killpg(terminal.pid, signal.SIGHUP)
+    terminal.communicate()
+    assert told[3] == "code 0\n"
+    pid = int(told[0].split("process ")[1].split(";")[0])
+    assert os.getsid(pid) == pid
+    state = root / "runs" / "toy" / "run.json"
+    for _ in range(300):
+        if state.exists() and workspace.read_json(state)["state"] != "running":
+            break
+        time.sleep(0.2)
+    assert workspace.read_json(state)["state"] == "done"
+    assert "finish" in (root / "runs" / "toy.log").read_text()
+
+
+def test_a_typo_is_told_before_anything_is_detached(root, capsys):
+    assert cli.main(["run", "train", "--detach", "-p", "epoch", "3"]) == 2
+    assert "did you mean `epochs`" in capsys.readouterr().err
+    assert not (root / "runs").exists()
+
+
+def test_what_ends_at_once_is_told_with_its_exit_code(root, capsys, monkeypatch):
+    monkeypatch.setattr(detach, "_FIRST_SECONDS", 30.0)
+    (root / "runs").mkdir()
+    (root / "runs" / "toy").write_text("a file, not a folder")
+    assert cli.main(["run", "train", "--detach"]) == 2
+    assert "cannot be written" in capsys.readouterr().out

@@ -1,5 +1,4 @@
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -322,34 +321,6 @@ def test_real_runs_are_made_once_and_skipped_the_second_time(root, capsys, monke
 
 def test_every_toy_parameter_is_typed():
     assert parameters.parse_cell(BUDGET, "toy")["budget_minutes"].type == "float"
-
-
-@pytest.mark.slow
-def test_a_plan_killed_again_and_again_ends_like_an_undisturbed_one(root):
-    count = "path = run.dir / 'epochs.txt'\nimport time\n"
-    count += "for epoch in range(epochs):\n    time.sleep(0.5)\n"
-    count += "workspace.write_text(path, f'{epochs} {recipe} {lr}')"
-    for name in ("01_eda", "03_train", "05_ensemble"):
-        write_notebook(
-            root / "notebooks" / f"{name}.ipynb", [("run", count)], parameters=BUDGET
-        )
-    command = [sys.executable, "-m", "sketchlib.workbook.cli", "workbook", "toys"]
-    library = str(Path(workspace.__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": library}
-    chance = random.Random(0)
-    for _ in range(6):
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
-        try:
-            code = process.wait(chance.uniform(2, 9))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    code = subprocess.run(command, env=environment, check=False).returncode
-    assert code == 0
-    for name, text in {"audit": "3 pen", "lite0": "2 heavy", "blend": "3 pen"}.items():
-        folder = root / "runs" / name
-        assert workspace.read_json(folder / "run.json")["state"] == "done"
-        assert (folder / "epochs.txt").read_text() == f"{text} 0.001"
 
 
 # --- grids ------------------------------------------------------------------

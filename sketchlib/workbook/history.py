@@ -18,6 +18,7 @@ import pandas as pd
 
 from sketchlib import workspace
 from sketchlib.analysis import scores
+from sketchlib.data import decisions
 from sketchlib.data import manifest as manifests
 from sketchlib.training import predictions
 from sketchlib.workbook import display, parameters, report, runner
@@ -395,7 +396,7 @@ def find_folds(entries: Sequence[Entry], manifest: pd.DataFrame) -> pd.DataFrame
 
 def find_decisions(entries: Sequence[Entry], data_dir: Path) -> list[Path]:
     """Where verdicts on the drawings may be: beside the data, and copies in runs."""
-    beside = data_dir.parent / f"{data_dir.name}-decisions" / "decisions.csv"
+    beside = decisions.find_path(data_dir)
     return [beside, *(entry.folder / "decisions.csv" for entry in entries)]
 
 
@@ -407,8 +408,8 @@ def trace_parents(entries: Sequence[Entry], final: Entry) -> pd.DataFrame:
 
     Returns:
         child, parent, role (the parameter), weight (of ensemble members, else NaN),
-        depth (generations from the final run, by the longest way), model, score. A parent is listed
-        once for each child.
+        depth (generations from the final run, by the longest way), model, score. A
+        parent is listed once for each child.
     """
     rows: list[dict[str, Any]] = []
     waiting, seen = [final], {final.name}

@@ -10,6 +10,7 @@ Exit codes: 0 done, 1 notebook error, 2 bad input, 124 time-out, 130 interrupted
 
 import contextlib
 import dataclasses
+import datetime
 import fcntl
 import html
 import json
@@ -45,6 +46,7 @@ BAD_INPUT = 2
 BANNER_TAG = "sketch-state"
 
 _POLL = 0.5  # seconds between two looks at the progress file
+_SLACK = 5.0  # seconds by which the clock may have been set
 _GRACE = 10.0  # seconds a notebook has to end after an interrupt
 _CHECK_CELLS = ("setup", "check")
 _INPUT_ERRORS = ("ValueError", "FileNotFoundError", "KeyError")
@@ -678,11 +680,15 @@ def read_state(record: dict[str, Any]) -> str:
         return state
     if runner.get("host", socket.gethostname()) != socket.gethostname():
         return state
-    pids = [pid for pid in (runner.get("pid"), record.get("pid")) if pid]
-    return state if any(_is_alive(int(pid)) for pid in pids) else "killed"
+    wrote = [(who.get("pid"), who.get("started", "")) for who in (runner, record)]
+    alive = [_is_alive(int(pid), str(stamp)) for pid, stamp in wrote if pid]
+    return state if any(alive) else "killed"
 
 
-def _is_alive(pid: int) -> bool:
+def _is_alive(pid: int, stamp: str = "") -> bool:
+    """Whether the process runs that had this number when it wrote `stamp`."""
+    if stamp and _is_younger(pid, stamp):
+        return False  # its number was given to another
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -690,3 +696,15 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _is_younger(pid: int, stamp: str) -> bool:
+    """Whether the process was started after `stamp` (Linux; elsewhere not known)."""
+    try:
+        written = datetime.datetime.strptime(stamp, _STAMP).timestamp()
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        lines = Path("/proc/stat").read_text().splitlines()
+    except (OSError, ValueError, IndexError):
+        return False
+    booted = next(int(line.split()[1]) for line in lines if line.startswith("btime"))
+    return booted + int(ticks) / os.sysconf("SC_CLK_TCK") > written + _SLACK

@@ -227,7 +227,7 @@ class _Scheduler:
             print(f"{head}: up to date", flush=True)
             self.progress.finished[step.name] = freshness.read_finished(step)
             return
-        self.progress.expected[step.name] = _expect_seconds(step)
+        self.progress.expected[step.name] = expect_seconds(step)
         left = _estimate_left([step, *self.waiting], self.progress, self.forced)
         elapsed = display.format_seconds(time.monotonic() - self.started)
         print(f"{head}: {why}  ({elapsed} so far{left})", flush=True)
@@ -277,7 +277,7 @@ class _Scheduler:
 # --- time -------------------------------------------------------------------
 
 
-def _expect_seconds(step: Step) -> float:
+def expect_seconds(step: Step) -> float:
     """What the step took last time, else what the plan says; 0 when unknown."""
     record = report.read_record(step.job.folder)
     if record.get("state") == "done" and record.get("seconds"):
@@ -290,10 +290,15 @@ def _estimate_left(
 ) -> str:
     """`, about 3:10 min left` over the steps that will run, where that is known."""
     stale = list(_list_stale(steps, progress, forced))
-    seconds = [_expect_seconds(step) for step in stale]
+    seconds = [expect_seconds(step) for step in stale]
     if not stale or not all(seconds):
         return ""
     return f", about {display.format_seconds(sum(seconds) * progress.rate)} left"
+
+
+def list_stale(plan: Plan) -> list[Step]:
+    """The steps that would run now."""
+    return list(_list_stale(plan.steps, _Progress(), ()))
 
 
 def _list_stale(

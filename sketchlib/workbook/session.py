@@ -21,7 +21,7 @@ from sketchlib import workspace
 from sketchlib.analysis import joining
 from sketchlib.data import decisions, manifest, splits
 from sketchlib.training import budget, predictions
-from sketchlib.workbook import parameters
+from sketchlib.workbook import parameters, trackers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,7 @@ def start(notebook: str, namespace: dict[str, Any]) -> Session:
     data_dir = workspace.resolve_path(asked["data_dir"])
     runs_dir = workspace.resolve_path(asked["runs_dir"])
     check_data_dir(data_dir)
+    trackers.check_tracker(asked.get("tracker", ""))
     facts = {key: asked[key] for key in ("hypothesis", "baseline") if key in asked}
     run = workspace.open_run(
         runs_dir, asked["run_name"], asked, notebook=notebook, **facts
@@ -222,6 +223,10 @@ class Progress:
         self.unit = unit
         self.done = 0
         self._started = time.perf_counter()
+        asked = session.run.record["parameters"]
+        self._tracker = trackers.Tracker(
+            asked.get("tracker", ""), session.run.dir, asked
+        )
         self._bar = (
             tqdm(total=total, unit=unit, mininterval=1) if is_interactive() else None
         )
@@ -250,6 +255,7 @@ class Progress:
     def epoch(self, fold: int, folds: int, row: dict[str, float]) -> None:
         """One epoch of a fold is done; also logged to `metrics.jsonl`."""
         self.session.run.log(fold=fold, **row)
+        self._tracker.epoch(fold, row)
         held = "" if np.isnan(row["valid_loss"]) else f"{row['valid_accuracy']:.3f}"
         self.step(
             f"fold {fold + 1}/{folds} · epoch {row['epoch']} · loss "
