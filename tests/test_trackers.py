@@ -51,8 +51,9 @@ def test_tensorboard_gets_the_curves_and_the_scores(runs):
     assert cli.main(["export", "tensorboard", "--runs", str(runs)]) == 0
     found = EventAccumulator(str(runs / "tensorboard" / "lite0"))
     found.Reload()
-    curve = [(e.step, e.value) for e in found.Scalars("fold0/valid_accuracy")]
-    assert curve == pytest.approx([(0, 0.0), (1, 0.2), (2, 0.4)])
+    curve = found.Scalars("fold0/valid_accuracy")
+    assert [event.step for event in curve] == [0, 1, 2]
+    assert [event.value for event in curve] == pytest.approx([0.0, 0.2, 0.4])
     assert found.Scalars("accuracy")[0].value == 0.75
     assert "fold0/odd" not in found.Tags()["scalars"]
 
