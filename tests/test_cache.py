@@ -78,3 +78,13 @@ def test_f15_any_shape_becomes_the_square(shape, fit):
 def test_a_geometry_out_of_range_is_refused(wrong):
     with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
         dataclasses.replace(GREY, **wrong)
+
+
+@pytest.mark.parametrize("shape", [(60, 100), (100, 60), (1, 50), (33, 33)])
+def test_crop_keeps_the_middle_square(shape, rng):
+    pixels = rng.integers(0, 256, shape, np.uint8)
+    side, (height, width) = min(shape), shape
+    top, left = (height - side) // 2, (width - side) // 2
+    geometry = cache.Geometry(32, "crop", "grey", "keep")
+    alone = cache.fit_picture(pixels[top : top + side, left : left + side], geometry)
+    assert np.array_equal(cache.fit_picture(pixels, geometry), alone)

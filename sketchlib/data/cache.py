@@ -22,7 +22,7 @@ import pandas as pd
 from sketchlib import workspace
 from sketchlib.data import images, passes
 
-FITS = ("stretch", "pad", "ink")
+FITS = ("stretch", "pad", "crop", "ink")
 PAPERS = ("keep", "turn", "white")
 _VERSION = 5
 _LEAST_VIEW = 256  # longer side of a picture shrunk while decoding; see `decode_view`
@@ -37,8 +37,8 @@ class Geometry:
 
     Attributes:
         side_px: side of the square, pixels.
-        fit: `stretch` ignores the aspect, `pad` keeps it, `ink` crops to the drawing
-            first and then pads.
+        fit: `stretch` ignores the aspect, `pad` keeps it, `crop` keeps the middle
+            square only, `ink` crops to the drawing first and then pads.
         channels: `grey` keeps one channel, `colour` three.
         paper: `keep` the ground as it is, `turn` light-on-dark drawings into
             dark-on-light, or `white`: turn them and level the paper to white.
@@ -295,9 +295,17 @@ def _frame(
     grey: np.ndarray, table: np.ndarray, ground: int, geometry: Geometry
 ) -> _Box:
     """The part of the picture that is shown."""
+    if geometry.fit == "crop":
+        return _middle_square(*grey.shape)
     if geometry.fit != "ink":
         return 0, grey.shape[0], 0, grey.shape[1]
     return _find_box(cv2.LUT(grey, _is_ink(table, ground)))
+
+
+def _middle_square(height: int, width: int) -> _Box:
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return top, top + side, left, left + side
 
 
 def _longer_side(box: _Box) -> int:

@@ -80,7 +80,7 @@ def read_recipe(name: str) -> tuple[Step, ...]:
     if path is None or not path.is_file():
         raise ValueError(
             f"`augment` must be one of {', '.join(names())}, or a file params/recipes/"
-            f"NAME.yaml, but {name!r} came{_suggest(name, names())}"
+            f"NAME.yaml, but {name!r} came{suggest(name, names())}"
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
@@ -149,7 +149,7 @@ def _parse_step(name: Any, given: Any, epoch: int, where: str) -> Step:
         known = [*steps.KINDS, *_WORDS]
         raise ValueError(
             f"a step in {where} must be one of {', '.join(known)}, or A.Name of "
-            f"albumentations, but {name!r} came{_suggest(name, known)}"
+            f"albumentations, but {name!r} came{suggest(name, known)}"
         )
     kind = steps.KINDS[name]
     _check_names(given, [*kind.dials, "p"], f"`{name}` in {where}")
@@ -227,7 +227,7 @@ def _check_names(given: dict[str, Any], known: list[str], what: str) -> None:
         if name not in known:
             raise ValueError(
                 f"an argument of {what} must be one of {', '.join(known)}, but "
-                f"{name!r} came{_suggest(name, known)}"
+                f"{name!r} came{suggest(name, known)}"
             )
 
 
@@ -241,7 +241,8 @@ def _as_number(value: Any, limits: tuple[float, float], what: str) -> float:
     return value
 
 
-def _suggest(name: Any, known: Iterable[str]) -> str:
+def suggest(name: Any, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` when a known name is near, else nothing."""
     near = difflib.get_close_matches(str(name), list(known), 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

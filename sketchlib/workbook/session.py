@@ -84,6 +84,12 @@ def start(notebook: str, namespace: dict[str, Any]) -> Session:
     return Session(run, data_dir, runs_dir)
 
 
+def read_defaults(notebook: str) -> dict[str, Any]:
+    """The defaults of another notebook's parameters, such as those of `03_train`."""
+    schema = parameters.read_parameters(parameters.find_notebook(notebook))
+    return {name: entry.default for name, entry in schema.items()}
+
+
 def check_data_dir(data_dir: Path) -> None:
     """Raise FileNotFoundError, with the way out, unless the folder is there."""
     if not data_dir.is_dir():
