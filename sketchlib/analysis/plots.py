@@ -314,14 +314,15 @@ def plot_fold_balance(
     """
     merged = folds.merge(manifest[["image_id", "label"]], on="image_id")
     table = pd.crosstab(merged["label"], merged["fold"])
-    shares = table.div(table.sum(axis=1), axis=0).to_numpy()  # (K, F)
+    held = table[[column for column in table if column >= 0]]
+    shares = held.div(table.sum(axis=1), axis=0).to_numpy()  # (K, F)
     rng = np.random.default_rng(0)
     ax = make_axes(ax, 3.2)
     for column in range(shares.shape[1]):
         spread = column + rng.uniform(-0.28, 0.28, len(shares))
         alpha = float(np.clip(60 / len(shares), 0.2, 0.8))
         ax.plot(spread, shares[:, column], "o", ms=3.5, color=COOL, alpha=alpha, mew=0)
-    even = 1 / shares.shape[1]
+    even = float(held.to_numpy().sum() / table.to_numpy().sum() / shares.shape[1])
     ax.axhline(even, color=WARM, linewidth=1, zorder=1)
     ax.annotate(
         f"even: {even:.0%}",
@@ -333,8 +334,10 @@ def plot_fold_balance(
         va="center",
         fontsize=8.5,
     )
-    grouped = merged.groupby("fold").agg(
-        images=("image_id", "size"), groups=("group", "nunique")
+    grouped = (
+        merged[merged["fold"] >= 0]
+        .groupby("fold")
+        .agg(images=("image_id", "size"), groups=("group", "nunique"))
     )
     names = [
         f"fold {fold}\n{row.images:,} images\n{row.groups:,} groups"

@@ -47,6 +47,21 @@ def sample_flags(
     return shown, captions
 
 
+def sample_extremes(
+    manifest: pd.DataFrame, pixels: cache.PixelCache, scores: np.ndarray, *, each: int
+) -> tuple[list[np.ndarray], list[str]]:
+    """(pictures, captions): lowest training scores, then highest test scores."""
+    ranked = manifest.assign(score=scores).sort_values("score", kind="stable")
+    low = ranked[ranked["subset"] == "train"].head(each)
+    high = ranked[ranked["subset"] == "test"].tail(each)[::-1]
+    shown, captions = [], []
+    for row in pd.concat([low, high]).itertuples():
+        (place,) = pixels.rows(pd.Series([row.image_id]))
+        shown.append(np.array(pixels.pixels[place]))
+        captions.append(f"{row.class_name or 'test'}\n{row.image_id}")
+    return shown, captions
+
+
 def read_ids(data_dir: Path, image_ids: Sequence[str]) -> dict[str, np.ndarray]:
     """Small colour pictures by id, as they are in the files; unreadable ones white."""
     return {image_id: read_small(data_dir, image_id) for image_id in image_ids}

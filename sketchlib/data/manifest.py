@@ -104,6 +104,32 @@ def test_rows(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest[manifest["subset"] == "test"].reset_index(drop=True)
 
 
+def read_groups(
+    data_dir: Path, name: str, columns: Columns = COMPETITION
+) -> pd.DataFrame:
+    """`image_id, group` from a column of the user's, such as who drew it.
+
+    Pictures with an empty cell are in no group; `test.csv` counts where it has the
+    column too.
+
+    Raises:
+        FileNotFoundError: there is no `train.csv`.
+        ValueError: it has no such column.
+    """
+    parts = []
+    for subset in SUBSETS:
+        path = data_dir / f"{subset}.csv"
+        if subset == "test" and (not path.exists() or name not in read_table(path)):
+            continue
+        table = read_table(path)
+        check_columns(table, [columns.path, name], path)
+        ids = f"{subset}/" + clean_paths(table[columns.path], path)
+        groups = table[name].fillna("").str.strip()
+        parts.append(pd.DataFrame({"image_id": ids, "group": groups}))
+    found = pd.concat(parts, ignore_index=True)
+    return found[found["group"] != ""].reset_index(drop=True)
+
+
 def read_table(path: Path, notices: list[str] | None = None) -> pd.DataFrame:
     """A CSV as strings: UTF-8 with or without BOM, else CP949 with a notice.
 

@@ -6,8 +6,12 @@ run. Source: scikit-learn's StratifiedGroupKFold. Limits: stratification is as g
 as the group sizes allow.
 """
 
+from fractions import Fraction
+
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 HOLD_OUT = -1  # fold number of rows that only ever train
@@ -29,13 +33,7 @@ def make_folds(
     Raises:
         ValueError: fewer groups than folds.
     """
-    train = manifest[manifest["subset"] == "train"]
-    table = pd.DataFrame({"image_id": train["image_id"], "group": train["image_id"]})
-    if groups is not None:
-        named = groups.drop_duplicates("image_id").set_index("image_id")["group"]
-        table["group"] = train["image_id"].map(named).fillna(train["image_id"])
-    table = table.reset_index(drop=True)
-    labels = train["label"].to_numpy()
+    table, labels = _name_groups(manifest, groups)
     if folds < 2 or table["group"].nunique() < folds:
         raise ValueError(
             f"`folds` should be 2 to the number of groups, {table['group'].nunique()}, "
@@ -44,6 +42,79 @@ def make_folds(
     table["fold"] = _assign(labels, table["group"].to_numpy(), folds, seed)
     table.attrs["notices"] = _small_classes(manifest, table, folds)
     return table
+
+
+def make_hold_out(
+    manifest: pd.DataFrame, groups: pd.DataFrame | None, share: float, seed: int
+) -> pd.DataFrame:
+    """Hold out `share` of the training pictures once, as fold 0.
+
+    All other rows get `HOLD_OUT`: they only ever train.
+
+    Args:
+        manifest: rows with `image_id, label, subset`.
+        groups: `image_id, group`; kept whole.
+        share: 0-0.5; met to a twentieth where groups allow.
+        seed: shuffles groups.
+    Returns:
+        As `make_folds`.
+    Raises:
+        ValueError: a share out of range, or too few groups for it.
+    """
+    if not 0 < share <= 0.5:
+        raise ValueError(f"`hold_out` should be above 0 and at most 0.5, not {share}")
+    part = Fraction(share).limit_denominator(20) or Fraction(1, 20)
+    table = make_folds(manifest, groups, part.denominator, seed)
+    held = table["fold"] < part.numerator
+    table["fold"] = np.where(held, 0, HOLD_OUT)
+    rows = table[held].merge(manifest[["image_id", "class_name"]], on="image_id")
+    train = manifest.loc[manifest["subset"] == "train", "class_name"]
+    absent = sorted(set(train) - set(rows["class_name"]))
+    some = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
+    notice = [f"{len(absent)} classes are not held out: {some}"] if absent else []
+    table.attrs["notices"] = notice
+    return table
+
+
+def count_folds(folds: pd.DataFrame) -> int:
+    """How many folds are held out in turn; rows that only train are none."""
+    return int(folds["fold"].max()) + 1
+
+
+def join_groups(*tables: pd.DataFrame) -> pd.DataFrame:
+    """Groups that keep every one of several groupings whole, e.g. copies and persons.
+
+    Args:
+        *tables: `image_id, group`; a name means the same within a table only.
+    Returns:
+        `image_id, group` of every picture named; a group is called by its first
+        picture.
+    """
+    edges = [
+        table[["image_id"]].assign(link=f"{number} " + table["group"].astype(str))
+        for number, table in enumerate(tables)
+    ]
+    joined = pd.concat(edges, ignore_index=True)
+    ids, rows = np.unique(joined["image_id"].to_numpy(str), return_inverse=True)
+    names, links = np.unique(joined["link"].to_numpy(str), return_inverse=True)
+    size = len(ids) + len(names)
+    ends = (rows, links + len(ids))
+    graph = coo_array((np.ones(len(rows)), ends), shape=(size, size))
+    part = connected_components(graph, directed=False)[1][: len(ids)]
+    first = pd.Series(ids).groupby(part).transform("min")
+    return pd.DataFrame({"image_id": ids, "group": first.to_numpy()})
+
+
+def _name_groups(
+    manifest: pd.DataFrame, groups: pd.DataFrame | None
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """(`image_id, group` of the training rows, their labels)."""
+    train = manifest[manifest["subset"] == "train"]
+    table = pd.DataFrame({"image_id": train["image_id"], "group": train["image_id"]})
+    if groups is not None:
+        named = groups.drop_duplicates("image_id").set_index("image_id")["group"]
+        table["group"] = train["image_id"].map(named).fillna(train["image_id"])
+    return table.reset_index(drop=True), train["label"].to_numpy()
 
 
 def _assign(

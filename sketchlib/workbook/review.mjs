@@ -25,7 +25,7 @@ function render({ model, el }) {
   panel.setAttribute("data-lm-suppress-shortcuts", "true"); // d d would delete the cell
   const head = make("div", panel, "head");
   const title = make("strong", head, "title");
-  const progress = make("span", head, "progress");
+  const progress = make("span", head, "counted");
   const pictures = make("div", panel, "pictures");
   const buttons = make("div", panel, "buttons");
   const relabel = make("div", panel, "relabel");

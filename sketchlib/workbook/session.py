@@ -6,6 +6,7 @@ sits in front of it and one line an epoch for a log. Limits: under plain papermi
 parameter the notebook does not know still only warns.
 """
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -18,7 +19,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from sketchlib import workspace
-from sketchlib.analysis import joining
+from sketchlib.analysis import breakdown, joining, leakage, likeness
 from sketchlib.data import decisions, manifest, splits
 from sketchlib.training import budget, predictions
 from sketchlib.workbook import parameters, trackers
@@ -118,6 +119,27 @@ def read_decisions(session: Session) -> decisions.Verdicts:
     return decisions.read_decisions(decisions.find_path(session.data_dir))
 
 
+def make_folds(
+    session: Session, table: pd.DataFrame, copies: pd.DataFrame | None
+) -> pd.DataFrame:
+    """The folds, or the hold-out, that the notebook's parameters ask for.
+
+    Args:
+        session: of 01_eda.
+        table: the manifest.
+        copies: `image_id, group` to keep whole; None for none.
+    """
+    asked = session.run.record["parameters"]
+    kept = [] if copies is None else [copies]
+    if asked["group_column"]:
+        name = asked["group_column"]
+        kept.append(manifest.read_groups(session.data_dir, name, session.columns))
+    joined = splits.join_groups(*kept) if kept else None
+    if asked["hold_out"] > 0:
+        return splits.make_hold_out(table, joined, asked["hold_out"], asked["seed"])
+    return splits.make_folds(table, joined, asked["folds"], asked["seed"])
+
+
 def read_folds(session: Session, audit_run: str, table: pd.DataFrame) -> pd.DataFrame:
     """The folds that 01_eda wrote, checked against the manifest.
 
@@ -143,6 +165,28 @@ def read_audit(session: Session, audit_run: str, name: str) -> pd.DataFrame:
             f"01_eda -p run_name {audit_run}`)"
         )
     return pd.read_csv(path, keep_default_na=False, na_values=["nan", "NaN"])
+
+
+def say_leakage(session: Session, audit_run: str) -> None:
+    """What copies are worth on this data, beside a score: honest and board-like."""
+    path = session.runs_dir / audit_run / "leakage.json"
+    if path.exists():
+        say(leakage.tell(workspace.read_json(path)))
+
+
+def read_confusions(session: Session, table: pd.DataFrame) -> pd.DataFrame | None:
+    """Share of mistakes by pair of classes, of the newest 03_train run; None before.
+
+    A run of other data or other classes does not count.
+    """
+    names = list_runs(session, "03_train")
+    records = {name: read_run(session, name).get("finished", "") for name in names}
+    for name in sorted(names, key=lambda one: records[one], reverse=True):
+        path = session.runs_dir / name / "oof.npz"
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            counts = breakdown.confusion(predictions.read_predictions(path), table)
+            return likeness.rate_confusions(counts)
+    return None
 
 
 def write_tables(session: Session, tables: Mapping[str, pd.DataFrame]) -> None:

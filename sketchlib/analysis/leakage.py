@@ -1,0 +1,194 @@
+"""How much of a score is copies, and what contradictory labels cost, both measured.
+
+The same linear probe is scored on plain stratified folds, where copies of one
+drawing sit on both sides as they do across train and test, and on folds that keep
+groups whole. The first reads like the board, the second is honest. Limits: a probe
+on frozen features profits from copies less than a network that can learn them by
+heart, so the gap is a lower bound for a fine-tuned model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sketchlib.analysis import likeness, scores
+from sketchlib.data import splits
+
+POLICIES = ("keep", "drop", "merge", "down_weight")
+_REPEATS = 3  # shuffles of the folds, so that the luck of one is not the finding
+_ENOUGH = 10_000  # predictions from which one shuffle will do
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a probe needs of the training rows.
+
+    Attributes:
+        table: manifest rows, `image_id, label, class_name, subset`.
+        seen: (N, D) standardised features, in the order of `table`.
+        groups: `image_id, group`, which folds keep whole.
+        folds: number of folds.
+        seed: of folds and bootstrap.
+    """
+
+    table: pd.DataFrame
+    seen: np.ndarray
+    groups: pd.DataFrame
+    folds: int
+    seed: int
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) class numbers."""
+        return self.table["label"].to_numpy()
+
+    @property
+    def codes(self) -> np.ndarray:
+        """(N,) group numbers, for the bootstrap."""
+        return scores.group_codes(self.table["image_id"].to_numpy(str), self.groups)
+
+    @property
+    def repeats(self) -> int:
+        """How often the folds are shuffled: once where pictures abound."""
+        return max(1, min(_REPEATS, _ENOUGH // len(self.table)))
+
+    def make_folds(self, groups: pd.DataFrame | None, repeat: int) -> np.ndarray:
+        """(N,) folds of one shuffle."""
+        made = splits.make_folds(self.table, groups, self.folds, self.seed + repeat)
+        return made.set_index("image_id").loc[self.table["image_id"], "fold"].to_numpy()
+
+
+def measure(data: Data) -> dict[str, Any]:
+    """The probe on plain folds against group folds, for `leakage.json`.
+
+    Returns:
+        `board_like` and `honest` (accuracy, low, high: 95 %), `gap` (gain, low,
+        high), `copied` (pictures with a copy in training, and the probe's accuracy
+        on them by either way), `images`, `folds`, `repeats`.
+    """
+    targets, labels = likeness.one_hot(data.labels), data.labels
+    right = np.zeros((2, len(labels)))
+    for repeat in range(data.repeats):
+        for row, groups in enumerate((None, data.groups)):
+            fold = data.make_folds(groups, repeat)
+            right[row] += likeness.probe(data.seen, targets, fold) == labels
+    plain, honest = right / data.repeats
+    codes = data.codes
+    sizes = np.bincount(codes)[codes]
+    copied = sizes > 1
+    sampled = scores.bootstrap_means((plain - honest)[None], codes, seed=data.seed)[0]
+    low, high = np.quantile(sampled, [0.025, 0.975])
+    gap = {"gain": float((plain - honest).mean()), "low": float(low)}
+    return {
+        "board_like": likeness.accuracy(plain, codes, seed=data.seed),
+        "honest": likeness.accuracy(honest, codes, seed=data.seed),
+        "gap": gap | {"high": float(high)},
+        "copied": {
+            "images": int(copied.sum()),
+            "board_like": float(plain[copied].mean()) if copied.any() else None,
+            "honest": float(honest[copied].mean()) if copied.any() else None,
+        },
+        "images": len(labels),
+        "folds": data.folds,
+        "repeats": data.repeats,
+    }
+
+
+def tell(found: Mapping[str, Any]) -> str:
+    """The leakage figure in words, beside any score."""
+    board, honest, gap = found["board_like"], found["honest"], found["gap"]
+    words = "copies flatter it" if gap["low"] > 0 else "no flattering is proven"
+    return (
+        f"Honest and board-like: a linear probe names {honest['accuracy']:.1%} "
+        f"({honest['low']:.1%} – {honest['high']:.1%}) on folds that keep copies "
+        f"together and **{board['accuracy']:.1%}** ({board['low']:.1%} – "
+        f"{board['high']:.1%}) on plain folds, where copies sit on both sides as they "
+        f"do across train and test; {words}: {100 * gap['gain']:+.1f} points "
+        f"({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})."
+    )
+
+
+# --- contradictory labels -----------------------------------------------------------
+
+
+def make_targets(
+    labels: np.ndarray, sets: np.ndarray, policy: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a row should be taught, and how much it counts.
+
+    Args:
+        labels: (N,) class numbers.
+        sets: (N,) number of the contradictory set each row belongs to, -1 for none.
+        policy: `keep` teaches the labels as given; `drop` none of the set; `merge`
+            every member the mean of the set's labels; `down_weight` each as given,
+            the set together counting as one picture.
+    Returns:
+        (N, K) float32 targets, (N,) float32 weights.
+    Raises:
+        ValueError: an unknown policy.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"`conflicts` must be one of {POLICIES}, but {policy!r} came")
+    targets = likeness.one_hot(labels)
+    weights = np.ones(len(labels), np.float32)
+    members = sets >= 0
+    if policy == "drop":
+        weights[members] = 0
+    elif policy == "down_weight":
+        weights[members] = 1 / np.bincount(sets[members])[sets[members]]
+    elif policy == "merge":
+        for number in np.unique(sets[members]):
+            rows = sets == number
+            targets[rows] = targets[rows].mean(axis=0)
+    return targets, weights
+
+
+def number_sets(table: pd.DataFrame, conflicts: pd.DataFrame) -> np.ndarray:
+    """(N,) number of the contradictory set of each row of `table`, -1 for none.
+
+    Args:
+        table: `image_id`.
+        conflicts: of `groups.label_conflicts`; rows that are a `question` count not.
+    """
+    real = conflicts[conflicts["verdict"] == "conflict"]
+    names = {name: number for number, name in enumerate(real["copies"].unique())}
+    of = real.set_index("image_id")["copies"].map(names)
+    return of.reindex(table["image_id"]).fillna(-1).to_numpy(np.int64)
+
+
+def compare_policies(data: Data, conflicts: pd.DataFrame) -> pd.DataFrame:
+    """Each way of treating contradictory labels, measured on the same honest folds.
+
+    Scored on the rows without a contradiction: on the others the truth itself is in
+    doubt.
+
+    Returns:
+        One row per policy, only `keep` where nothing contradicts: `policy, trained`
+        (pictures), `accuracy, low, high` (95 %), `gain, gain_low, gain_high` against
+        `keep`.
+    """
+    sets, labels, codes = number_sets(data.table, conflicts), data.labels, data.codes
+    clean = sets < 0
+    right = {}
+    trained = {}
+    for policy in POLICIES if not clean.all() else POLICIES[:1]:
+        targets, weights = make_targets(labels, sets, policy)
+        hits = np.zeros(len(labels))
+        for repeat in range(data.repeats):
+            fold = data.make_folds(data.groups, repeat)
+            hits += likeness.probe(data.seen, targets, fold, weights) == labels
+        right[policy] = hits[clean] / data.repeats
+        trained[policy] = float(weights.sum())
+    codes = np.unique(codes[clean], return_inverse=True)[1]
+    rows = []
+    for policy in right:
+        change = (right[policy] - right["keep"])[None]
+        sampled = scores.bootstrap_means(change, codes, seed=data.seed)[0]
+        low, high = np.quantile(sampled, [0.025, 0.975])
+        score = likeness.accuracy(right[policy], codes, seed=data.seed)
+        gain = {"gain": float(change.mean()), "gain_low": low, "gain_high": high}
+        rows.append({"policy": policy, "trained": trained[policy], **score, **gain})
+    return pd.DataFrame(rows)
