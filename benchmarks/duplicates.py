@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from sketchlib import workspace
-from sketchlib.data import audit, duplicates, groups, images, manifest, passes
+from sketchlib.data import audit, duplicates, groups, images, manifest, passes, spectra
 
 Alter = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 TURNS = ("hflip", "vflip", "rot90", "rot180", "rot270", "transpose", "transverse")
@@ -330,12 +330,12 @@ def time_vectors(total: int) -> float:
     """Seconds to compare `total` random vectors with each other, in both frames."""
     rng = np.random.default_rng(0)
     spent = 0.0
-    for frame in (duplicates.BOX, duplicates.FULL):
+    for frame in (spectra.BOX, spectra.FULL, spectra.LEFT, spectra.RIGHT):
         waves = frame.waves
         unit = rng.standard_normal((total, waves, waves), np.float32)
         unit /= np.linalg.norm(unit.reshape(total, -1), axis=1)[:, None, None]
         begin = time.perf_counter()
-        duplicates.compare_all(unit, unit, frame.cosine)
+        spectra.compare_all(unit, unit, frame)
         spent += time.perf_counter() - begin
     return spent
 

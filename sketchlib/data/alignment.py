@@ -17,6 +17,7 @@ from sketchlib.data import measures
 _MAX_STRETCH = 1.05  # a copy is not squeezed: ratio of the two scales
 _MIN_COVER = 0.6  # share of the ink both frames must see
 SURE = 0.99  # no further alignment is tried above this score
+_EVIDENT = 0.97  # correlation at 48 px from which the first fit may do as it is
 _NEARBY = np.ones((5, 5), np.uint8)
 _LETTER_PX = 8  # greatest height of lettering in a 96 px map
 _HOPELESS = 0.8  # least correlation at 48 px before any alignment
@@ -122,8 +123,14 @@ def compare_ink(
     ]
     first = _halved(start)
     goal = _lines(halves[0], 1.3)
-    if _correlate(goal, _lines(_warp(halves[1], first), 1.3)) < _HOPELESS - 0.03:
+    likeness = _correlate(goal, _lines(_warp(halves[1], first), 1.3))
+    if likeness < _HOPELESS - 0.03:
         return 0.0
+    whole = target.astype(np.float32), moving.astype(np.float32)
+    if likeness > _EVIDENT:
+        score = _score(*whole, start.astype(np.float32))
+        if score > SURE:
+            return score
     smooth = [cv2.GaussianBlur(half, (0, 0), 1.0) for half in halves]
     masses = _band(smooth[0], 1, 3), _band(_warp(smooth[1], first), 1, 3)
     if _correlate(*masses) < _HOPELESS:
@@ -134,7 +141,6 @@ def compare_ink(
     if _correlate(goal, _lines(_warp(halves[1], matrix), 1.3)) < least - 0.09:
         return 0.0
     full = _doubled(matrix)
-    whole = target.astype(np.float32), moving.astype(np.float32)
     score = _score(*whole, full)
     if least - 0.08 < score < SURE:
         smooth = [cv2.GaussianBlur(ink, (0, 0), 1.0) for ink in whole]

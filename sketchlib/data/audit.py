@@ -325,7 +325,7 @@ def _unsettled(records: np.ndarray) -> list[int]:
     if len(rows) == 0 or len(others) == 0:
         return []
     names = ("brightness", "paper", "contrast", "ink_left", "ink_top", "ink_right")
-    scales = np.array([1.0, 4.0, 30.0, 0.03, 0.03, 0.03])
+    scales = np.array([2.0, 6.0, 60.0, 0.08, 0.08, 0.08])
     points = np.column_stack([records[name] for name in names]) / scales
     sides = np.column_stack([records["width"], records["height"]]) * 10.0
     points = np.concatenate([points, sides], axis=1)
@@ -334,7 +334,7 @@ def _unsettled(records: np.ndarray) -> list[int]:
     return [
         int(row)
         for row, found in zip(rows, near, strict=True)
-        if any(np.abs(small[row] - small[others[at]]).mean() < 6 for at in found)
+        if any(np.abs(small[row] - small[others[at]]).mean() < 8 for at in found)
     ]
 
 

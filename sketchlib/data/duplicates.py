@@ -14,17 +14,15 @@ most promising candidates tried, so of a larger set only part of the pairs is li
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 
 import cv2
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from sketchlib.data import alignment, audit, measures, passes
+from sketchlib.data import alignment, audit, measures, passes, spectra
 
-# (transpose, flip top to bottom, flip left to right), in this order
-_STEPS = list(itertools.product((False, True), repeat=3))
 ORIENTATIONS = (
     "near",
     "hflip",
@@ -39,41 +37,12 @@ KINDS = ("bytes", "pixels", *ORIENTATIONS)
 PAIR_COLUMNS = ["image_id_a", "image_id_b", "kind", "score"]
 _INVERSE = np.array([0, 1, 2, 3, 4, 6, 5, 7])  # of each orientation
 
-_SMALL_PX = 32  # side at which frequencies are taken
-_BLOCK = 512
 _LEAST_INK = 0.002  # share; with less, a speck is all there is to compare
 _MOST_LINKED = 40  # members of a set whose every pair is checked
 _MOST_EXACT = 40  # larger sets of identical files are listed against their first
 _MOST_TRIED = 40  # candidates verified for each picture
-_FIRST_STRETCH = 1.12  # greatest ratio of the two scales in the rough first fit
 
 _Match = tuple[int, int, int, float]  # i, j, orientation, score
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One of the two views of a picture and what makes a candidate in it.
-
-    Attributes:
-        index: position in the ink maps, as in `audit.FRAMES`.
-        waves: frequencies per side.
-        cosine: least cosine of the DCT vectors, best orientation.
-        tangent: least cosine after the first-order fit.
-        angle: degrees the second picture is turned by before it is compared.
-    """
-
-    index: int
-    waves: int
-    cosine: float
-    tangent: float
-    angle: float = 0.0
-
-
-BOX = Frame(index=0, waves=8, cosine=0.75, tangent=0.92)
-FULL = Frame(index=1, waves=12, cosine=0.80, tangent=0.90)
-LEFT = Frame(index=1, waves=12, cosine=0.77, tangent=0.88, angle=9.0)
-RIGHT = Frame(index=1, waves=12, cosine=0.77, tangent=0.88, angle=-9.0)
-FRAMES = (BOX, FULL, LEFT, RIGHT)
 
 
 def turn(pixels: np.ndarray, kind: str) -> np.ndarray:
@@ -84,7 +53,7 @@ def turn(pixels: np.ndarray, kind: str) -> np.ndarray:
     """
     if kind not in ORIENTATIONS:
         return pixels
-    swap, down, across = _STEPS[ORIENTATIONS.index(kind)]
+    swap, down, across = spectra.STEPS[ORIENTATIONS.index(kind)]
     turned = pixels.swapaxes(0, 1) if swap else pixels
     return turned[:: -1 if down else 1, :: -1 if across else 1]
 
@@ -224,233 +193,10 @@ def _extra_pairs(
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
 
 
-# --- candidates -----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Spectra:
-    """DCT of one frame of every picture.
-
-    Attributes:
-        unit: (N, W, W) float32, length 1, without the mean.
-        tangents: (N, 7, W·W) float32: the picture and its change under shifts,
-            scales and shears.
-        inverse: (N, 7, 7) inverse of the tangents' Gram matrix.
-    """
-
-    unit: np.ndarray
-    tangents: np.ndarray
-    inverse: np.ndarray
-
-
-def _dct_basis(side: int, waves: int) -> np.ndarray:
-    """(W, S) float32 orthonormal cosines."""
-    angle = np.pi * np.arange(waves)[:, None] * (np.arange(side) + 0.5) / side
-    basis = np.cos(angle) * np.sqrt(2 / side)
-    basis[0] /= np.sqrt(2)
-    return basis.astype(np.float32)
-
-
-def make_spectra(thumbs: np.ndarray, rows: np.ndarray, frame: Frame) -> _Spectra:
-    """Frequencies and tangents of one frame of some of (N, 2, 96, 96) ink maps."""
-    total, waves = len(rows), frame.waves
-    tangents = np.empty((total, 7, waves, waves), np.float32)
-    basis = _dct_basis(_SMALL_PX, waves)
-    for start in range(0, total, _BLOCK):
-        small = _shrink_maps(thumbs, rows[start : start + _BLOCK], frame)
-        fields_of = _tangent_fields(small)  # (n, 7, 32, 32)
-        tangents[start : start + _BLOCK] = basis @ fields_of @ basis.T
-    tangents[:, :, 0, 0] = 0  # the mean: how much ink, not which
-    unit = _normalise(tangents[:, 0])
-    flat = tangents.reshape(total, 7, -1)
-    gram = flat @ flat.swapaxes(1, 2)
-    trace = np.trace(gram, axis1=1, axis2=2)[:, None, None] / 7 + 1e-6
-    inverse = np.linalg.inv(gram + 1e-3 * trace * np.eye(7, dtype=np.float32))
-    return _Spectra(unit, flat, inverse)
-
-
-def _make_units(thumbs: np.ndarray, rows: np.ndarray, frame: Frame) -> np.ndarray:
-    """(N, W, W) frequencies alone, of the maps turned by the frame's angle."""
-    basis = _dct_basis(_SMALL_PX, frame.waves)
-    blocks = [
-        basis @ _shrink_maps(thumbs, rows[start : start + _BLOCK], frame) @ basis.T
-        for start in range(0, len(rows), _BLOCK)
-    ]
-    units = np.concatenate(blocks)
-    units[:, 0, 0] = 0
-    return _normalise(units)
-
-
-def _normalise(spectra: np.ndarray) -> np.ndarray:
-    """(N, W, W) copies of length 1."""
-    length = np.sqrt((spectra * spectra).sum(axis=(1, 2), keepdims=True))
-    return spectra / np.maximum(length, 1e-6)
-
-
-def _shrink_maps(thumbs: np.ndarray, rows: np.ndarray, frame: Frame) -> np.ndarray:
-    """(n, 32, 32) float32 smooth maps of one frame."""
-    return np.stack([_shrink(ink_of(thumbs, row, frame)) for row in rows])
-
-
-def ink_of(thumbs: np.ndarray, row: int, frame: Frame) -> np.ndarray:
-    """(96, 96) uint8 ink map of one picture, turned by the frame's angle."""
-    ink = thumbs[row, frame.index]
-    if frame.angle == 0:
-        return ink
-    centre = ((measures.THUMB_PX - 1) / 2, (measures.THUMB_PX - 1) / 2)
-    matrix = cv2.getRotationMatrix2D(centre, frame.angle, 1.0)
-    return cv2.warpAffine(ink, matrix, ink.shape[::-1], flags=cv2.INTER_LINEAR)
-
-
-def _shrink(ink: np.ndarray) -> np.ndarray:
-    """(32, 32) levelled lines: a black disc would drown the drawing around it."""
-    small = cv2.resize(ink, (_SMALL_PX, _SMALL_PX), interpolation=cv2.INTER_AREA)
-    return alignment.level_lines(small.astype(np.float32), 0.7, 3.0, 0.1)
-
-
-def _tangent_fields(small: np.ndarray) -> np.ndarray:
-    """(n, S, S) → (n, 7, S, S): the map, d/dx, d/dy, and those times x and y."""
-    side = small.shape[-1]
-    place = ((np.arange(side) - (side - 1) / 2) / (side / 2)).astype(np.float32)
-    across, down = np.zeros_like(small), np.zeros_like(small)
-    across[:, :, 1:-1] = (small[:, :, 2:] - small[:, :, :-2]) / 2
-    down[:, 1:-1] = (small[:, 2:] - small[:, :-2]) / 2
-    x, y = place[None, None, :], place[None, :, None]
-    fields = [small, across, down, across * x, down * y, across * y, down * x]
-    return np.stack(fields, axis=1)
-
-
-def _parity_parts(unit: np.ndarray) -> list[np.ndarray]:
-    """(N, ·) parts of even/odd rows × even/odd columns of the frequencies."""
-    parts = [unit[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
-    return [np.ascontiguousarray(part.reshape(len(unit), -1)) for part in parts]
-
-
-def _best_cosines(rows: list[np.ndarray], columns: list[np.ndarray]) -> np.ndarray:
-    """(n, m) best cosine over the four flips; parts as of `_parity_parts`."""
-    both, across, down, turned = (
-        a @ b.T for a, b in zip(rows, columns, strict=True)
-    )  # even-even, even-odd, odd-even, odd-odd
-    straight = np.abs(across + down)
-    straight += both
-    straight += turned
-    np.subtract(across, down, out=across)
-    np.abs(across, out=across)
-    across += both
-    across -= turned
-    return np.maximum(straight, across, out=straight)
-
-
-def _dense_candidates(
-    unit: np.ndarray, others: np.ndarray, cosine: float, pool: ThreadPoolExecutor
-) -> np.ndarray:
-    """(M, 2) rows i < j: i of `unit` is like j of `others` in some orientation."""
-    parts = _parity_parts(unit)
-    sides = _parity_parts(others), _parity_parts(others.swapaxes(1, 2))
-    total = len(unit)
-
-    def compare(corner: tuple[int, int]) -> np.ndarray:
-        top, left = corner
-        rows = [part[top : top + _BLOCK] for part in parts]
-        hits = [
-            _best_cosines(rows, [part[left : left + 2 * _BLOCK] for part in side])
-            >= cosine
-            for side in sides
-        ]
-        flat = np.flatnonzero(hits[0] | hits[1])  # argwhere is forty times slower
-        pairs = np.column_stack(np.divmod(flat, hits[0].shape[1])) + corner
-        return pairs[pairs[:, 0] < pairs[:, 1]].astype(np.int32)
-
-    corners = [
-        (top, left)
-        for top in range(0, total, _BLOCK)
-        for left in range(0, total, 2 * _BLOCK)
-        if left + 2 * _BLOCK > top
-    ]
-    found = list(pool.map(compare, corners))
-    return np.concatenate(found)
-
-
-def compare_all(unit: np.ndarray, others: np.ndarray, cosine: float) -> np.ndarray:
-    """(M, 2) rows i < j of (N, W, W) unit spectra alike in some orientation."""
-    with passes.one_thread_each(0) as pool, threadpool_limits(1):
-        return _dense_candidates(unit, others, cosine, pool)
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    """Pairs to verify: rows, orientation of j that fits i, likeness, first fit."""
-
-    i: np.ndarray
-    j: np.ndarray
-    orientation: np.ndarray
-    tangent: np.ndarray
-    shift: np.ndarray  # (M, 6)
-    frame: np.ndarray  # number in FRAMES
-
-
-def _oriented(unit: np.ndarray) -> np.ndarray:
-    """(n, W, W) → (8, n, W·W): the frequencies of each orientation."""
-    sign = (-1.0) ** np.arange(unit.shape[-1], dtype=np.float32)
-    turned = []
-    for swap, down, across in _STEPS:
-        block = unit.swapaxes(1, 2) if swap else unit
-        block = block * (sign[:, None] if down else 1) * (sign if across else 1)
-        turned.append(block.reshape(len(unit), -1))
-    return np.stack(turned)
-
-
-def _fit_tangents(
-    spectra: _Spectra, others: np.ndarray, pairs: np.ndarray, frame: Frame
-) -> Iterator[_Candidates]:
-    """The pairs, with their orientations, that the first-order fit keeps."""
-    for start in range(0, len(pairs), 4 * _BLOCK):
-        i, j = pairs[start : start + 4 * _BLOCK].T
-        turned = _oriented(others[j])  # (8, n, W·W)
-        flat = spectra.unit[i].reshape(len(i), -1)
-        cosines = np.einsum("onk,nk->on", turned, flat)
-        cosines[0] += 0.005  # of equals, upright is the plain answer
-        for rank in (-1, -2):
-            o = np.argsort(cosines, axis=0)[rank]
-            close = np.take_along_axis(cosines, o[None], 0)[0] >= frame.cosine
-            chosen = np.flatnonzero(close)
-            target = turned[o[chosen], chosen]
-            yield _project(spectra, (i[chosen], j[chosen], o[chosen]), target, frame)
-
-
-def _number(frame: Frame) -> int:
-    return [(f.index, f.angle) for f in FRAMES].index((frame.index, frame.angle))
-
-
-def _project(
-    spectra: _Spectra,
-    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
-    target: np.ndarray,
-    frame: Frame,
-) -> _Candidates:
-    i, j, orientation = pairs
-    along = np.einsum("ntk,nk->nt", spectra.tangents[i], target)  # (n, 7)
-    weight = np.einsum("nst,nt->ns", spectra.inverse[i], along)
-    explained = np.sqrt(np.maximum((weight * along).sum(axis=1), 0))
-    shift = weight[:, 1:] / np.where(np.abs(weight[:, :1]) < 1e-9, 1, weight[:, :1])
-    bent = np.eye(2) + shift[:, [[2, 4], [5, 3]]] / (_SMALL_PX / 2)
-    scales = np.linalg.svd(bent, compute_uv=False)
-    straight = scales[:, 0] <= _FIRST_STRETCH * scales[:, 1]
-    kept = (explained >= frame.tangent) & (straight | (frame.tangent < 0))
-    return _Candidates(
-        i[kept],
-        j[kept],
-        orientation[kept],
-        explained[kept],
-        shift[kept],
-        np.full(int(kept.sum()), _number(frame)),
-    )
-
-
 # --- the search -----------------------------------------------------------------
 
 
-_View = tuple[Frame, _Spectra, np.ndarray]
+_View = tuple[spectra.Spectra, spectra.Spectra]
 
 
 class _Search:
@@ -480,25 +226,32 @@ class _Search:
         ]
 
     def _views(self) -> list[_View]:
-        """Each frame with the spectra of the first picture and of the second."""
-        box, full = (make_spectra(self.thumbs, self.rows, f) for f in (BOX, FULL))
-        views = [(BOX, box, box.unit), (FULL, full, full.unit)]
-        for frame in (LEFT, RIGHT):
-            views.append((frame, full, _make_units(self.thumbs, self.rows, frame)))
+        """Each frame's spectra of the first picture and of the second."""
+        box, full = (
+            spectra.shrink_maps(self.thumbs, self.rows, frame.index)
+            for frame in (spectra.BOX, spectra.FULL)
+        )
+        upright = spectra.make_spectra(full, spectra.FULL)
+        tight = spectra.make_spectra(box, spectra.BOX)
+        views = [(tight, tight), (upright, upright)]
+        for frame in (spectra.LEFT, spectra.RIGHT):
+            views.append((upright, spectra.make_spectra(full, frame)))
         return views
 
     def _propose(
         self, views: list[_View], extra: np.ndarray, pool: ThreadPoolExecutor
-    ) -> list[_Candidates]:
+    ) -> list[spectra.Candidates]:
         found = []
-        for frame, seen, others in views:
-            pairs = _dense_candidates(seen.unit, others, frame.cosine, pool)
-            found += list(_fit_tangents(seen, others, pairs, frame))
-            found += list(_fit_tangents(seen, others, extra, _unlimited(frame)))
+        for seen, others in views:
+            units = seen.unit, others.unit
+            pairs = spectra.find_candidates(*units, others.frame, pool)
+            found += list(spectra.fit_tangents(seen, others, pairs))
+            free = spectra.unlimited(others)
+            found += list(spectra.fit_tangents(seen, free, extra))
         return found
 
     def _verify(
-        self, proposed: list[_Candidates], pool: ThreadPoolExecutor
+        self, proposed: list[spectra.Candidates], pool: ThreadPoolExecutor
     ) -> list[_Match]:
         """Accepted pairs (i, j, orientation of j that fits i, score)."""
         if not proposed:
@@ -515,20 +268,23 @@ class _Search:
         return [one for one in best if one[3] >= self.threshold]
 
     def _best(
-        self, table: _Candidates, start: int, stop: int
+        self, table: spectra.Candidates, start: int, stop: int
     ) -> tuple[int, int, int, float]:
         """The best orientation of one pair; the most promising is tried first."""
         i, j = int(table.i[start]), int(table.j[start])
         best = (i, j, 0, 0.0)
         for at in range(start, min(stop, start + 4)):
-            frame, orientation = FRAMES[table.frame[at]], int(table.orientation[at])
+            frame, orientation = (
+                spectra.FRAMES[table.frame[at]],
+                int(table.orientation[at]),
+            )
             if best[3] >= self.threshold and orientation == best[2]:
                 continue  # seen well enough in another frame
             moving = self.thumbs[self.rows[i], frame.index]
             target = turn(
                 ink_of(self.thumbs, self.rows[j], frame), ORIENTATIONS[orientation]
             )
-            start_map = alignment.start_matrix(table.shift[at], _SMALL_PX)
+            start_map = alignment.start_matrix(table.shift[at], spectra.SMALL_PX)
             target = np.ascontiguousarray(target)
             score = alignment.compare_ink(target, moving, start_map, self.threshold)
             if score > best[3]:
@@ -538,7 +294,9 @@ class _Search:
         return best
 
 
-def _without(proposed: list[_Candidates], found: list[_Match]) -> list[_Candidates]:
+def _without(
+    proposed: list[spectra.Candidates], found: list[_Match]
+) -> list[spectra.Candidates]:
     """The candidates whose pair has not been accepted yet."""
     known = np.array([match[:2] for match in found], np.int64).reshape(-1, 2)
     accepted = _pair_code(known[:, 0], known[:, 1])
@@ -552,20 +310,17 @@ def _pair_code(i: np.ndarray, j: np.ndarray) -> np.ndarray:
     return i.astype(np.int64) << 32 | j
 
 
-def _select(table: _Candidates, rows: np.ndarray) -> _Candidates:
-    return _Candidates(*(getattr(table, f.name)[rows] for f in fields(_Candidates)))
+def _select(table: spectra.Candidates, rows: np.ndarray) -> spectra.Candidates:
+    return spectra.Candidates(
+        *(getattr(table, f.name)[rows] for f in fields(spectra.Candidates))
+    )
 
 
-def _unlimited(frame: Frame) -> Frame:
-    """The same frame with every pair let through to verification."""
-    return replace(frame, cosine=-2.0, tangent=-1.0)
-
-
-def _join(proposed: list[_Candidates]) -> _Candidates:
+def _join(proposed: list[spectra.Candidates]) -> spectra.Candidates:
     """All candidates, sorted by pair and then by promise, upright first of equals."""
-    names = [field.name for field in fields(_Candidates)]
+    names = [field.name for field in fields(spectra.Candidates)]
     columns = [np.concatenate([getattr(c, name) for c in proposed]) for name in names]
-    table = _Candidates(*columns)
+    table = spectra.Candidates(*columns)
     promise = table.tangent + 0.005 * (table.orientation == 0)
     kept = np.minimum(_rank(table.i, promise), _rank(table.j, promise)) < _MOST_TRIED
     order = np.lexsort((-promise, table.j, table.i))
@@ -619,12 +374,23 @@ def _missing_links(
 
 def _relink(
     views: list[_View], missing: list[tuple[int, int, int]]
-) -> list[_Candidates]:
+) -> list[spectra.Candidates]:
     if not missing:
         return []
     i, j, orientation = np.array(missing).T
     found = []
-    for frame, seen, others in views:
-        turned = _oriented(others[j])[orientation, np.arange(len(j))]
-        found.append(_project(seen, (i, j, orientation), turned, _unlimited(frame)))
+    for seen, others in views:
+        turned = spectra.oriented(others.unit[j])[orientation, np.arange(len(j))]
+        frame = spectra.unlimited(others).frame
+        found.append(spectra.project(seen, (i, j, orientation), turned, frame))
     return found
+
+
+def ink_of(thumbs: np.ndarray, row: int, frame: spectra.Frame) -> np.ndarray:
+    """(96, 96) uint8 ink map of one picture, turned by the frame's angle."""
+    ink = thumbs[row, frame.index]
+    if frame.angle == 0:
+        return ink
+    centre = ((measures.THUMB_PX - 1) / 2, (measures.THUMB_PX - 1) / 2)
+    matrix = cv2.getRotationMatrix2D(centre, frame.angle, 1.0)
+    return cv2.warpAffine(ink, matrix, ink.shape[::-1], flags=cv2.INTER_LINEAR)

@@ -7,6 +7,7 @@ parameter the notebook does not know still only warns.
 """
 
 import contextlib
+import csv
 import dataclasses
 import os
 import time
@@ -190,10 +191,13 @@ def read_confusions(session: Session, table: pd.DataFrame) -> pd.DataFrame | Non
 
 
 def write_tables(session: Session, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Write each table as `<name>.csv` into the run folder, whole or not at all."""
+    """Write each table as `<name>.csv` into the run folder, whole or not at all.
+
+    Texts are quoted, so that a class called `=cmd()` stays one text in its column.
+    """
     for name, table in tables.items():
         with workspace.atomic_path(session.run.dir / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False)
+            table.to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 def read_sample(session: Session, table: pd.DataFrame) -> pd.DataFrame | None:

@@ -1,0 +1,328 @@
+"""Low frequencies of ink maps: which pairs may be one drawing, in any orientation.
+
+A flip only changes the sign of odd frequencies and a transpose swaps them; so the
+strengths of the low frequencies, sorted over the transpose, are the same for all
+eight orientations. Their distance is never greater than that of the frequencies
+themselves (rearrangement inequality), which makes it a sieve: one product of matrices
+leaves a few in a thousand pairs, whose best orientation is then worked out.
+Limits: free rotations up to about 15°, by comparing with turned maps.
+"""
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from sketchlib.data import passes
+
+# (transpose, flip top to bottom, flip left to right), in this order
+STEPS = list(itertools.product((False, True), repeat=3))
+SMALL_PX = 32  # side at which frequencies are taken
+_BLOCK = 512
+_FIRST_STRETCH = 1.12  # greatest ratio of the two scales in the rough first fit
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One of the views of a picture and what makes a candidate in it.
+
+    Attributes:
+        index: position in the ink maps, as in `measures.FRAMES`.
+        waves: frequencies per side; even.
+        cosine: least cosine of the frequencies, best orientation.
+        tangent: least cosine after the first-order fit.
+        strengths: frequencies per side whose strengths are the sieve.
+        sieve: least cosine of the strengths.
+        angle: degrees the second picture is turned by before it is compared.
+    """
+
+    index: int
+    waves: int
+    cosine: float
+    tangent: float
+    strengths: int
+    sieve: float
+    angle: float = 0.0
+
+
+BOX = Frame(0, 8, cosine=0.75, tangent=0.92, strengths=8, sieve=0.86)
+FULL = Frame(1, 12, cosine=0.80, tangent=0.90, strengths=8, sieve=0.91)
+LEFT = Frame(1, 12, 0.77, tangent=0.88, strengths=10, sieve=0.86, angle=9.0)
+RIGHT = replace(LEFT, angle=-9.0)
+FRAMES = (BOX, FULL, LEFT, RIGHT)
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """One frame of every picture.
+
+    Attributes:
+        small: (N, 32, 32) float32 maps with levelled lines.
+        unit: (N, W, W) float32 frequencies, length 1, without the mean.
+        frame: which view.
+    """
+
+    small: np.ndarray
+    unit: np.ndarray
+    frame: Frame
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Pairs to verify: rows, orientation of j that fits i, likeness, first fit."""
+
+    i: np.ndarray
+    j: np.ndarray
+    orientation: np.ndarray
+    tangent: np.ndarray
+    shift: np.ndarray  # (M, 6)
+    frame: np.ndarray  # number in FRAMES
+
+
+# --- maps and frequencies ---------------------------------------------------------
+
+
+def shrink_maps(thumbs: np.ndarray, rows: np.ndarray, index: int) -> np.ndarray:
+    """(n, 32, 32) uint8 of one frame of some of (N, 2, 96, 96) ink maps."""
+    small = np.empty((len(rows), SMALL_PX, SMALL_PX), np.uint8)
+    size = (SMALL_PX, SMALL_PX)
+    for at, row in enumerate(rows):
+        cv2.resize(thumbs[row, index], size, small[at], interpolation=cv2.INTER_AREA)
+    return small
+
+
+def make_spectra(small: np.ndarray, frame: Frame) -> Spectra:
+    """Frequencies of shrunk maps, turned by the frame's angle.
+
+    Args:
+        small: (N, 32, 32) uint8 as of `shrink_maps`.
+        frame: which view.
+    """
+    maps = np.empty(small.shape, np.float32)
+    unit = np.empty((len(small), frame.waves, frame.waves), np.float32)
+    basis = _dct_basis(SMALL_PX, frame.waves)
+    for start in range(0, len(small), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        maps[part] = _level_all(_turn_maps(small[part], frame.angle))
+        unit[part] = _both_sides(maps[part], basis)
+    unit[:, 0, 0] = 0  # the mean: how much ink, not which
+    return Spectra(maps, _normalise(unit), frame)
+
+
+def _turn_maps(small: np.ndarray, angle_deg: float) -> np.ndarray:
+    if angle_deg == 0:
+        return small
+    centre = ((SMALL_PX - 1) / 2, (SMALL_PX - 1) / 2)
+    matrix = cv2.getRotationMatrix2D(centre, angle_deg, 1.0)
+    size = (SMALL_PX, SMALL_PX)
+    return np.stack([cv2.warpAffine(ink, matrix, size) for ink in small])
+
+
+def _blur_matrix(sigma: float) -> np.ndarray:
+    """(S, S) float32: a Gaussian along one side as a product of matrices."""
+    taps = round(sigma * 8 + 1) | 1  # as OpenCV chooses for float32
+    eye = np.eye(SMALL_PX, dtype=np.float32)
+    return cv2.GaussianBlur(eye, (1, taps), sigmaX=sigma, sigmaY=sigma)
+
+
+_FINE, _COARSE, _FLOOR = _blur_matrix(0.7), _blur_matrix(3.0), 0.1
+
+
+def _level_all(small: np.ndarray) -> np.ndarray:
+    """`alignment.level_lines` of many maps: a black disc drowns nothing."""
+    maps = small.astype(np.float32)
+    band = _both_sides(maps, _FINE) - _both_sides(maps, _COARSE)
+    strength = np.sqrt(np.maximum(_both_sides(band * band, _COARSE), 0))
+    floor = _FLOOR * strength.max(axis=(1, 2), keepdims=True) + 1e-6
+    return band / (strength + floor)
+
+
+def _both_sides(maps: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """(n, S, S) → (n, W, W): `matrix` (W, S) along rows and columns."""
+    total, side = maps.shape[:2]
+    across = maps.reshape(-1, side) @ matrix.T
+    turned = across.reshape(total, side, -1).swapaxes(1, 2).reshape(-1, side)
+    both = (turned @ matrix.T).reshape(total, len(matrix), len(matrix))
+    return both.swapaxes(1, 2)
+
+
+def _dct_basis(side: int, waves: int) -> np.ndarray:
+    """(W, S) float32 orthonormal cosines."""
+    angle = np.pi * np.arange(waves)[:, None] * (np.arange(side) + 0.5) / side
+    basis = np.cos(angle) * np.sqrt(2 / side)
+    basis[0] /= np.sqrt(2)
+    return basis.astype(np.float32)
+
+
+def _normalise(spectra: np.ndarray) -> np.ndarray:
+    """(N, ...) copies of length 1."""
+    flat = spectra.reshape(len(spectra), -1)
+    length = np.maximum(np.sqrt(np.einsum("nk,nk->n", flat, flat)), 1e-6)
+    return (flat / length[:, None]).reshape(spectra.shape)
+
+
+# --- the search over all pairs ------------------------------------------------------
+
+
+def strengths(unit: np.ndarray, waves: int) -> np.ndarray:
+    """(N, K) float32 of length 1, the same for all orientations of a picture."""
+    low = np.abs(_normalise(unit[:, :waves, :waves]))
+    rows, columns = np.triu_indices(waves)
+    above, below = low[:, rows, columns], low[:, columns, rows]
+    less = np.minimum(above, below)[:, rows != columns]
+    return np.concatenate([np.maximum(above, below), less], axis=1)
+
+
+def _by_parity(unit: np.ndarray) -> np.ndarray:
+    """(N, 4, ·): even/odd rows × even/odd columns of the frequencies."""
+    parts = [unit[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    return np.stack([part.reshape(len(unit), -1) for part in parts], axis=1)
+
+
+def _best_of_flips(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """(n,) best cosine over the four flips of rows as of `_by_parity`."""
+    both, across, down, turned = np.einsum("npk,npk->pn", one, two)
+    straight = both + turned + np.abs(across + down)
+    return np.maximum(straight, both - turned + np.abs(across - down))
+
+
+def find_candidates(
+    unit: np.ndarray, others: np.ndarray, frame: Frame, pool: ThreadPoolExecutor
+) -> np.ndarray:
+    """(M, 2) rows i < j: i of `unit` is like j of `others` in some orientation."""
+    one, two = (strengths(part, frame.strengths) for part in (unit, others))
+    parts = _by_parity(unit)
+    sides = _by_parity(others), _by_parity(others.swapaxes(1, 2))
+    total = len(unit)
+
+    def compare(corner: tuple[int, int]) -> np.ndarray:
+        top, left = corner
+        alike = one[top : top + _BLOCK] @ two[left : left + 2 * _BLOCK].T
+        flat = np.flatnonzero(alike >= frame.sieve)  # argwhere is forty times slower
+        i, j = np.divmod(flat, alike.shape[1])
+        i, j = i + top, j + left
+        i, j = i[i < j], j[i < j]
+        best = [_best_of_flips(parts[i], side[j]) for side in sides]
+        kept = np.maximum(*best) >= frame.cosine
+        return np.column_stack([i[kept], j[kept]]).astype(np.int32)
+
+    corners = [
+        (top, left)
+        for top in range(0, total, _BLOCK)
+        for left in range(0, total, 2 * _BLOCK)
+        if left + 2 * _BLOCK > top
+    ]
+    return np.concatenate(list(pool.map(compare, corners)))
+
+
+def compare_all(unit: np.ndarray, others: np.ndarray, frame: Frame) -> np.ndarray:
+    """(M, 2) rows i < j of (N, W, W) unit spectra alike in some orientation."""
+    with passes.one_thread_each(0) as pool, threadpool_limits(1):
+        return find_candidates(unit, others, frame, pool)
+
+
+# --- the first-order fit ------------------------------------------------------------
+
+
+def oriented(unit: np.ndarray) -> np.ndarray:
+    """(n, W, W) → (8, n, W·W): the frequencies of each orientation."""
+    sign = (-1.0) ** np.arange(unit.shape[-1], dtype=np.float32)
+    turned = []
+    for swap, down, across in STEPS:
+        block = unit.swapaxes(1, 2) if swap else unit
+        block = block * (sign[:, None] if down else 1) * (sign if across else 1)
+        turned.append(block.reshape(len(unit), -1))
+    return np.stack(turned)
+
+
+def fit_tangents(
+    seen: Spectra, others: Spectra, pairs: np.ndarray
+) -> Iterator[Candidates]:
+    """The pairs, with their orientations, that the first-order fit keeps.
+
+    Args:
+        seen: the first pictures.
+        others: the second pictures; its frame decides what is kept.
+        pairs: (M, 2) rows.
+    """
+    for start in range(0, len(pairs), 4 * _BLOCK):
+        i, j = pairs[start : start + 4 * _BLOCK].T
+        turned = oriented(others.unit[j])  # (8, n, W·W)
+        flat = seen.unit[i].reshape(len(i), -1)
+        cosines = np.einsum("onk,nk->on", turned, flat)
+        cosines[0] += 0.005  # of equals, upright is the plain answer
+        for rank in (-1, -2):
+            o = np.argsort(cosines, axis=0)[rank]
+            close = np.take_along_axis(cosines, o[None], 0)[0] >= others.frame.cosine
+            chosen = np.flatnonzero(close)
+            target = turned[o[chosen], chosen]
+            yield project(seen, (i[chosen], j[chosen], o[chosen]), target, others.frame)
+
+
+def _tangents(small: np.ndarray, waves: int) -> np.ndarray:
+    """(n, 7, W·W): frequencies of the maps and of d/dx, d/dy, and those times x, y."""
+    basis = _dct_basis(SMALL_PX, waves)
+    place = (np.arange(SMALL_PX) - (SMALL_PX - 1) / 2) / (SMALL_PX / 2)
+    step = (np.eye(SMALL_PX, k=1) - np.eye(SMALL_PX, k=-1)) / 2
+    step[[0, -1]] = 0
+    slope, scaled, bent = basis @ step, basis * place, (basis * place) @ step
+    # (left, right) of left @ map @ right.T, field by field
+    fields = [
+        (basis, basis),
+        (basis, slope),
+        (slope, basis),
+        (basis, bent),
+        (bent, basis),
+        (scaled, slope),
+        (slope, scaled),
+    ]
+    found = np.empty((len(small), 7, waves, waves), np.float32)
+    for number, (left, right) in enumerate(fields):
+        across = small @ right.T.astype(np.float32)  # (n, S, W)
+        found[:, number] = left.astype(np.float32) @ across
+    found[:, :, 0, 0] = 0
+    return found.reshape(len(small), 7, waves * waves)
+
+
+def project(
+    seen: Spectra,
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
+    target: np.ndarray,
+    frame: Frame,
+) -> Candidates:
+    """Those of (i, j, orientation) whose `target` the tangents at i explain."""
+    i, j, orientation = pairs
+    which, back = np.unique(i, return_inverse=True)
+    fields = _tangents(seen.small[which], frame.waves)
+    gram = fields @ fields.swapaxes(1, 2)
+    trace = np.trace(gram, axis1=1, axis2=2)[:, None, None] / 7 + 1e-6
+    inverse = np.linalg.inv(gram + 1e-3 * trace * np.eye(7, dtype=np.float32))
+    along = np.einsum("ntk,nk->nt", fields[back], target)  # (n, 7)
+    weight = np.einsum("nst,nt->ns", inverse[back], along)
+    explained = np.sqrt(np.maximum((weight * along).sum(axis=1), 0))
+    shift = weight[:, 1:] / np.where(np.abs(weight[:, :1]) < 1e-9, 1, weight[:, :1])
+    bent = np.eye(2) + shift[:, [[2, 4], [5, 3]]] / (SMALL_PX / 2)
+    scales = np.linalg.svd(bent, compute_uv=False)
+    straight = scales[:, 0] <= _FIRST_STRETCH * scales[:, 1]
+    kept = (explained >= frame.tangent) & (straight | (frame.tangent < 0))
+    return Candidates(
+        i[kept],
+        j[kept],
+        orientation[kept],
+        explained[kept],
+        shift[kept],
+        np.full(int(kept.sum()), _number(frame)),
+    )
+
+
+def _number(frame: Frame) -> int:
+    return [(f.index, f.angle) for f in FRAMES].index((frame.index, frame.angle))
+
+
+def unlimited(spectra: Spectra) -> Spectra:
+    """The same with every pair let through to verification."""
+    return replace(spectra, frame=replace(spectra.frame, cosine=-2.0, tangent=-1.0))
