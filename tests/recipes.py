@@ -41,6 +41,7 @@ PLAIN = loop.Recipe(
     ema_decay=0.0,
     clip_norm=0.0,
     frozen=False,
+    unfreeze_last=0,
     norm="learn",
     keep="last",
     seed=0,

@@ -65,3 +65,26 @@ def test_blocks_are_a_candidate_where_there_are_depthwise_layers(tmp_path):
         remember=tmp_path / "c.json",
     )
     assert (only.layout, only.depthwise) == ("channels_last", "blocks")
+
+
+def test_f37_a_machine_without_gpu_falls_back_and_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(compute.shutil, "which", lambda name: None)
+    assert compute.settle_precision("cpu", "auto") == "auto"
+    assert compute.settle_precision("cpu", "fp16") == "fp32"
+    told = capsys.readouterr().out
+    assert "no NVIDIA GPU; computing on cpu" in told
+    assert "fp16 needs a GPU; computing in fp32" in told
+
+
+def test_f37_an_old_driver_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(compute.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    compute.settle_precision("cpu", "auto")
+    assert "install the torch build that fits it" in capsys.readouterr().out
+
+
+def test_f37_a_gpu_without_bf16_computes_in_fp16(capsys, monkeypatch):
+    monkeypatch.setattr(compute.torch.cuda, "is_bf16_supported", lambda emulated: False)
+    monkeypatch.setattr(compute.torch.cuda, "get_device_name", lambda: "Tesla T4")
+    assert compute.settle_precision("cuda", "bf16") == "fp16"
+    assert "Tesla T4 has no bf16; computing in fp16" in capsys.readouterr().out
+    assert compute.settle_precision("cuda", "fp32") == "fp32"

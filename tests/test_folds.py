@@ -7,6 +7,19 @@ from recipes import FP32, make
 from sketchlib.data import cache, manifest, splits
 from sketchlib.training import folds, loop
 
+NETWORK = folds.Network(
+    model="test_resnet",
+    weights="none",
+    drop_rate=0.0,
+    drop_path_rate=0.0,
+    head="random",
+    head_layers="linear",
+    head_hidden=8,
+    mapping="",
+    lora_rank=0,
+    side_px=32,
+)
+
 
 @pytest.fixture
 def task(world, tmp_path):
@@ -16,7 +29,7 @@ def task(world, tmp_path):
         table=table,
         folds=splits.make_folds(table, None, 2, seed=0),
         pixels=cache.open_pixels(table, world, geometry, tmp_path / "cache"),
-        network=folds.Network("test_resnet", "none", 0.0, 0.0, "random", 32),
+        network=NETWORK,
         recipe=make(epochs=1),
         way=FP32,
         tta=("hflip",),
@@ -82,7 +95,9 @@ def test_the_probe_covers_the_rows_that_were_predicted(task):
 
 
 def test_training_starts_where_the_probe_ends(task):
-    network = folds.Network("tf_efficientnet_lite0", "auto", 0.0, 0.0, "probe", 32)
+    network = dataclasses.replace(
+        NETWORK, model="tf_efficientnet_lite0", weights="auto", head="probe"
+    )
     task = dataclasses.replace(task, network=network, tta=())
     train, valid, _ = folds.make_examples(task, 0)
     model = network.make(4)
@@ -99,4 +114,4 @@ def test_training_starts_where_the_probe_ends(task):
 
 def test_a_probe_needs_pretrained_weights():
     with pytest.raises(ValueError, match="use `head` random"):
-        folds.Network("test_resnet", "none", 0.0, 0.0, "probe", 32).check()
+        dataclasses.replace(NETWORK, head="probe").check()

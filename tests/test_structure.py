@@ -16,7 +16,7 @@ from sketchlib.workbook import parameters
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ["workspace", "data", "training", "analysis", "workbook"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-UNPINNED = {"ray", "track"}  # heavy engines, of which one is chosen
+UNPINNED = {"lora", "ray", "track"}  # heavy engines, of which one is chosen
 PARAMS = sorted((ROOT / "params").glob("0*/**/*.yaml"))
 
 

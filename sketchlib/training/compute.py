@@ -9,6 +9,7 @@ measure again.
 
 import copy
 import platform
+import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -102,6 +103,7 @@ def choose_compute(
         ValueError: a name that is neither `auto` nor known.
     """
     device = find_device()
+    precision = settle_precision(device, precision)
     if device == "cpu":
         kernels.keep_memory()
     allowed = _candidates(device, precision, layout, depthwise, model)
@@ -114,6 +116,27 @@ def choose_compute(
         known[key] = asdict(_fastest(model, batch, norm, allowed))
         workspace.write_json(remember, known)
     return Compute(**known[key])
+
+
+def settle_precision(device: str, precision: str) -> str:
+    """The precision asked for, or the nearest the device has; says what it lacks."""
+    if device != "cuda":
+        broken = shutil.which("nvidia-smi") is not None and device == "cpu"
+        why = (
+            f"torch {torch.__version__} sees no GPU although there is a driver; "
+            "install the torch build that fits it"
+            if broken
+            else "no NVIDIA GPU"
+        )
+        print(f"notice: {why}; computing on {device}")
+        if precision == "fp16" and device == "cpu":
+            print("notice: fp16 needs a GPU; computing in fp32")
+            return "fp32"
+        return precision
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(False):
+        print(f"notice: {torch.cuda.get_device_name()} has no bf16; computing in fp16")
+        return "fp16"
+    return precision
 
 
 def _candidates(
@@ -129,7 +152,11 @@ def _candidates(
                 f"`{name}` must be auto or one of {choices}, but {value!r} came"
             )
     precisions = ("fp32", "bf16") if precision == "auto" else (precision,)
-    if device == "cuda" and precision == "auto" and not torch.cuda.is_bf16_supported():
+    if (
+        device == "cuda"
+        and precision == "auto"
+        and not torch.cuda.is_bf16_supported(False)
+    ):
         precisions = ("fp32", "fp16")
     layouts = LAYOUTS if layout == "auto" else (layout,)
     plain = [Compute(device, p, form, 0.0) for p in precisions for form in layouts]

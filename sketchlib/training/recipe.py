@@ -106,7 +106,8 @@ class _Steps:
         weight_decay: ≥ 0.
         layer_decay: lr factor per layer from the head down, 0-1; 0 is off.
         clip_norm: largest gradient norm, 0 is off.
-        frozen: train only the classifier.
+        frozen: train only the classifier, and what `unfreeze_last` opens.
+        unfreeze_last: with `frozen`, last stages or blocks that train too, ≥ 0.
         norm: batch-norm statistics: `still` keeps the pretrained ones, which a short
             fine-tune of few drawings needs; `folded` does too, and trains with the
             norms multiplied into the convolutions, which is faster; `learn` follows
@@ -128,6 +129,7 @@ class _Steps:
     layer_decay: float
     clip_norm: float
     frozen: bool
+    unfreeze_last: int
     norm: str
 
 
@@ -275,6 +277,10 @@ def _check_contradictions(recipe: Recipe) -> None:
         "`sampler` already balances the classes, but `class_weights` weighs them "
         "again; use one of the two": recipe.sampler != "plain"
         and recipe.class_weights != "none",
+        "`unfreeze_last` opens the end of a frozen backbone, but `frozen` is false; "
+        "set `frozen: true`, or `unfreeze_last: 0`": (
+            recipe.unfreeze_last > 0 and not recipe.frozen
+        ),
         "`frozen` trains the classifier alone, but `layer_decay` slows the layers "
         "below it; set one of them off": recipe.frozen and recipe.layer_decay > 0,
         "`keep` averages `keep_epochs` epochs, but there are fewer `epochs`; lower "

@@ -380,9 +380,9 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _show_models(options: argparse.Namespace) -> int:
-    from sketchlib.training import models
+    from sketchlib.training import catalogue
 
-    print(models.catalogue().to_string(index=False))
+    print(catalogue.read_catalogue().to_string(index=False, na_rep=""))
     return 0
 
 
