@@ -161,8 +161,8 @@ def transplant(model: nn.Module, full: nn.Module, rows: dict[int, int]) -> None:
     """
     name = classifier_name(full)
     old, new = full.get_submodule(name), model.get_submodule(name)
-    fits = isinstance(old, nn.Linear) and isinstance(new, nn.Linear)
-    if not fits or old.weight.shape[1] != new.weight.shape[1]:
+    linear = isinstance(old, nn.Linear) and isinstance(new, nn.Linear)
+    if not linear or old.in_features != new.in_features:  # type: ignore[union-attr]
         raise ValueError(
             f"`head` transplant copies rows of a linear classifier, but {old} → {new} "
             "came; use `head_layers` linear or multi_dropout, or `head` probe"
