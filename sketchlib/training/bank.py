@@ -373,7 +373,7 @@ def _validate(
     if not len(labels):
         return {"valid_loss": math.nan, "valid_accuracy": math.nan}
     logits = head.eval()(held)
-    truth = torch.from_numpy(labels)
+    truth = torch.tensor(labels)
     return {
         "valid_loss": float(nn.functional.cross_entropy(logits, truth)),
         "valid_accuracy": float((logits.argmax(1) == truth).float().mean()),
