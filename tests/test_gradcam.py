@@ -1,12 +1,13 @@
 """Maps come from every family of models, point at the cause, and leave no trace."""
 
+import cv2
 import numpy as np
 import pytest
 import timm
 import torch
 from torch import nn
 
-from sketchlib.analysis import gradcam, sheets
+from sketchlib.analysis import gradcam, rollout, sheets
 
 # Tiny members of the families that DESIGN and issue 6 name; (H, W) in px.
 MODELS = {
@@ -221,3 +222,84 @@ class TestRefusals:
     def test_tokens_that_form_no_grid(self):
         with pytest.raises(ValueError, match="8 tokens, 1 of them prefix"):
             gradcam._fold_tokens(torch.zeros(1, 8, 3), 1, (64, 64))
+
+
+ATTENTIVE = {
+    "vit_tiny_patch16_224": (64, 96),
+    "vit_little_patch16_reg4_gap_256": (64, 64),
+    "eva02_tiny_patch14_224": (56, 84),
+    "swin_tiny_patch4_window7_224": (64, 128),
+}
+
+
+class TestRollout:
+    @pytest.mark.parametrize("name", ATTENTIVE)
+    def test_it_gives_maps_and_leaves_no_trace(self, name):
+        model = make_model(name).train()
+        fused = [getattr(m, "fused_attn", None) for m in model.modules()]
+        images = torch.randn(2, 3, *MODELS[name])
+        cams = gradcam.make_cam(model, images, method="rollout")
+        assert cams.shape == (2, *MODELS[name])
+        assert cams.min() >= 0
+        assert cams.max() == 1
+        assert [getattr(m, "fused_attn", None) for m in model.modules()] == fused
+        assert not any(m._forward_pre_hooks for m in model.modules())
+        assert model.training
+
+    def test_it_is_the_product_of_the_papers_matrices(self):
+        """For a ViT the carried row equals the row of the full product."""
+        model = make_model("vit_tiny_patch16_224").eval()
+        images = torch.randn(1, 3, 64, 96)
+        with torch.no_grad(), rollout._recorded(model) as steps:
+            model(images)
+        whole = torch.eye(25)
+        for step in steps:
+            whole = (0.5 * torch.eye(25) + 0.5 * step.attention[0]) @ whole
+        flow = rollout._flow_tokens(steps, token=True)[0, :, 0]
+        torch.testing.assert_close(flow, whole[0])
+
+    def test_windows_keep_the_mass(self):
+        """Each row of attention sums to one, so nothing is lost without padding."""
+        model = timm.create_model(
+            "swin_tiny_patch4_window7_224", num_classes=2, img_size=224
+        ).eval()
+        with torch.no_grad(), rollout._recorded(model) as steps:
+            model(torch.randn(1, 3, 224, 224))
+        flow = rollout._flow_windows(steps)
+        assert flow.shape == (1, 56, 56)
+        assert flow.sum().item() == pytest.approx(49, rel=1e-3)
+
+    def test_a_network_without_attention_is_refused(self):
+        with pytest.raises(ValueError, match="ResNet has none to follow"):
+            gradcam.make_cam(
+                make_model("resnet10t"), torch.randn(1, 3, 64, 64), method="rollout"
+            )
+
+
+def draw_lettered(side=96):
+    """A filled drawing with a line of letters below it, and the letters' place."""
+    picture = np.full((side, side), 255, np.uint8)
+    cv2.circle(picture, (48, 40), 24, 0, 3)
+    for column in range(8):
+        cv2.putText(picture, "E", (14 + 9 * column, 90), 0, 0.3, 0, 1)
+    return picture
+
+
+class TestRegions:
+    def test_lettering_is_told_from_the_drawing(self):
+        ink = gradcam.find_ink(draw_lettered())
+        text = gradcam.find_text(ink)
+        assert text[84:90, 14:80].mean() > 0.8
+        assert text[:70].sum() == 0
+
+    def test_who_reads_the_lettering_is_found(self):
+        picture = draw_lettered()
+        cams = np.zeros((2, 96, 96), np.float32)
+        cams[0, 83:91, 14:80] = 1  # the watermark's reader
+        cams[1, 14:67, 22:74] = 1  # who looks at the drawing
+        table = gradcam.region_table(cams, np.stack([picture, picture]))
+        assert table.loc[0, "on_text"] > 0.8
+        assert table.loc[1, "on_text"] == 0
+        shares = table[["on_ink", "on_text", "on_paper"]].sum(axis=1)
+        np.testing.assert_allclose(shares, 1)
+        np.testing.assert_allclose(table[["ink", "text", "paper"]].sum(axis=1), 1)

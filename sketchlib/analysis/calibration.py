@@ -56,6 +56,11 @@ def ece(table: pd.DataFrame) -> float:
     return float(np.average(gaps, weights=table["images"]))
 
 
+def error(predictions: Predictions, manifest: pd.DataFrame) -> float:
+    """Expected calibration error, 0-1."""
+    return ece(reliability(predictions, manifest))
+
+
 def wilson(hits: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """95 % Wilson interval of shares `hits / images`, as (low, high)."""
     intervals = [

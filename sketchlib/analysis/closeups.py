@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.ticker import MaxNLocator
 
-from sketchlib.analysis import breakdown, plots
+from sketchlib.analysis import breakdown, gradcam, plots
 
 # --- looking closer ---------------------------------------------------------
 
@@ -172,11 +172,14 @@ def _wide_rows(ax: Axes | None, names: list[str]) -> Axes:
     return ax
 
 
-def plot_reliability(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def plot_reliability(
+    table: pd.DataFrame, *, after: pd.DataFrame | None = None, ax: Axes | None = None
+) -> Axes:
     """How often a stated probability comes true, with 95 % Wilson intervals.
 
     Args:
         table: `calibration.reliability`.
+        after: the same after temperature scaling, drawn in blue.
         ax: where to draw.
     """
     ax = plots.make_axes(ax, 4.2, 4.6)
@@ -195,6 +198,10 @@ def plot_reliability(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         table["confidence"], table["low"], table["high"], color=plots.WARM, alpha=0.5
     )
     ax.plot(table["confidence"], table["accuracy"], "o-", color=plots.WARM, ms=5, lw=1)
+    if after is not None:
+        style = {"color": plots.COOL, "ms": 4, "lw": 1}
+        ax.plot(after["confidence"], after["accuracy"], "s-", **style)
+        ax.text(0.04, 0.86, "blue: temperature-scaled", color=plots.COOL, fontsize=8)
     ax.text(0.04, 0.93, "under-confident", color=plots.GREY, fontsize=8)
     ax.text(0.96, 0.04, "over-confident", color=plots.GREY, fontsize=8, ha="right")
     gaps = (table["confidence"] - table["accuracy"]).abs()
@@ -256,6 +263,102 @@ def plot_attention(
     ax.set(xlim=(0, 1), xlabel="share, 0-1", ylabel="pictures")
     ratio = np.nanmean(shares) / max(float(ink.mean()), 1e-9)
     ax.set_title(f"Attention on ink, {ratio:.1f} times blind looking")
+    return ax
+
+
+def plot_regions(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Attention on ink, lettering and paper of all pictures, beside their area.
+
+    Args:
+        table: `gradcam.region_table`; lettering counts the pictures that have some.
+        ax: where to draw.
+    """
+    rows, names = [], []
+    for region in gradcam.REGIONS:
+        here = table[table[region] > 0]
+        if len(here):
+            rows.append((here[f"on_{region}"].dropna(), here[region]))
+            names.append(f"{region} · {len(here):,} pictures")
+    ax = plots.make_rows(ax, names, 1.4)
+    for row, (looked, area) in enumerate(rows):
+        _draw_spread(ax, area.to_numpy(), row + 0.16, plots.GREY)
+        if len(looked):
+            _draw_spread(ax, looked.to_numpy(), row - 0.16, plots.WARM)
+            ratio = float(looked.mean()) / max(float(area.mean()), 1e-9)
+            ax.text(1.02, row, f"{ratio:.1f} × its area", va="center", fontsize=8.5)
+    ax.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6))
+    ax.set_xlabel(
+        "share, 0-1   red: of the attention   grey: of the picture, blind looking\n"
+        "dot: median   thick: middle half   thin: middle 90 %"
+    )
+    ax.set_title("What is looked at")
+    return ax
+
+
+def _draw_spread(ax: Axes, values: np.ndarray, row: float, colour: str) -> None:
+    """Median, middle half and middle 90 % of `values` on a row."""
+    low, first, middle, third, high = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
+    ax.plot([low, high], [row, row], color=colour, linewidth=1)
+    ax.plot([first, third], [row, row], color=colour, linewidth=4, alpha=0.6)
+    ax.plot(middle, row, "o", color=colour, ms=5)
+
+
+def plot_superclasses(
+    table: pd.DataFrame, *, worst: int = 20, ax: Axes | None = None
+) -> Axes:
+    """Accuracy of the class and of the superclass, worst superclass first.
+
+    Args:
+        table: `breakdown.by_superclass`.
+        worst: superclasses shown.
+        ax: where to draw.
+    """
+    shown = table.head(worst).reset_index(drop=True)
+    names = [
+        f"{plots.shorten(name, 24)} · {images:,}"
+        for name, images in shown[["superclass", "images"]].itertuples(index=False)
+    ]
+    ax = plots.make_rows(ax, names, 1.1)
+    rows = range(len(shown))
+    ends = shown[["accuracy", "superclass_accuracy"]]
+    ax.hlines(rows, *ends.to_numpy().T, color=plots.FAINT, linewidth=3)
+    ax.plot(ends["accuracy"], rows, "o", color=plots.WARM, ms=5)
+    ax.plot(ends["superclass_accuracy"], rows, "D", color=plots.COOL, ms=5)
+    for row, away in enumerate(shown["goes_to"]):
+        if away:
+            text = f"→ {plots.shorten(away, 22)}"
+            ax.text(1.02, row, text, va="center", fontsize=7.5, color=plots.GREY)
+    ax.set_xlim(max(0.0, float(ends.to_numpy().min()) - 0.1), 1.005)
+    ax.set_xlabel(
+        "accuracy, 0-1   ● the class itself   ◆ its superclass   → where others go"
+    )
+    ax.set_title(f"Superclasses, worst {len(shown)} of {len(table)} (pictures)")
+    return ax
+
+
+def plot_changes(
+    table: pd.DataFrame, *, each: int = 10, ax: Axes | None = None
+) -> Axes:
+    """Pictures won and lost by class between two runs: most won, most lost.
+
+    Args:
+        table: `breakdown.compare_classes`.
+        each: classes shown of either kind.
+        ax: where to draw.
+    """
+    won = table[table["net"] > 0].sort_values("net", ascending=False).head(each)
+    lost = table[table["net"] < 0].sort_values("net").head(each)
+    shown = pd.concat([won, lost.iloc[::-1]]).reset_index(drop=True)
+    ax = plots.make_rows(ax, shown["class_name"].tolist() or ["no class changed"], 1.1)
+    rows = range(len(shown))
+    ax.barh(rows, shown["gained"], 0.7, color=plots.COOL)
+    ax.barh(rows, -shown["lost"], 0.7, color=plots.WARM)
+    ax.axvline(0, color=plots.INK, linewidth=0.9)
+    reach = max(1.0, float(shown[["gained", "lost"]].max().max()) * 1.2)
+    ax.set(xlim=(-reach, reach) if len(shown) else (-1, 1))
+    ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    ax.set_xlabel("pictures   blue: gained   red: lost")
+    ax.set_title("Classes gained and lost")
     return ax
 
 

@@ -6,6 +6,7 @@ run's probabilities at a time; a tie is what differs by less than a millionth.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from sketchlib.analysis import combiners, joining, scores
-from sketchlib.training.predictions import Predictions
+from sketchlib.training.predictions import Predictions, read_predictions
 
 How = Literal["soft", "hard", "geometric", "rank"]
 _OPPOSITE = {"better": "worse", "worse": "better"} | {
@@ -170,6 +171,25 @@ def blend_folds(
         for name, parts in folds.items()
     }
     return blend(rounds, how=outer)
+
+
+def read_votes(run_dir: Path, inner: str) -> Predictions:
+    """A run's test predictions, its folds voting softly or by one vote each.
+
+    Raises:
+        FileNotFoundError: the run, or its folds, hold no test predictions.
+        ValueError: an unknown vote.
+    """
+    if check_how(inner) == "soft":
+        return read_predictions(run_dir / "test.npz")
+    parts = sorted(run_dir.glob("fold*/test.npz"))
+    if not parts:
+        raise FileNotFoundError(
+            f"`fold0/test.npz` was expected in {run_dir}; folders copied without the "
+            "folds can only vote softly: set `fold_vote` to soft"
+        )
+    each = {path.parent.name: read_predictions(path) for path in parts}
+    return blend(each, how=check_how(inner))
 
 
 def _add_up(

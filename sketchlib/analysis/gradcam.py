@@ -15,11 +15,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
+from sketchlib.analysis import rollout
 from sketchlib.data import cache
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -29,6 +31,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "layercam": LayerCAM,
     "eigencam": EigenCAM,
 }
+ROLLOUT = "rollout"  # attention, of ViT, EVA and Swin; see `rollout`
 
 
 def target_layer(model: nn.Module) -> nn.Module:
@@ -82,7 +85,8 @@ def make_cam(
         model: a timm classifier, frozen or not.
         images: (B, 3, H, W) float, normalised as the model was trained.
         targets: (B,) class numbers to explain; None explains each top class.
-        method: gradcam, gradcam++, hirescam, layercam or eigencam (no gradients).
+        method: gradcam, gradcam++, hirescam, layercam, eigencam (no gradients) or
+            rollout (attention of ViT, EVA and Swin, the same for every class).
     Returns:
         (B, H, W) float32, 0-1 within each picture; all 0 where nothing speaks for
         the class.
@@ -96,7 +100,10 @@ def make_cam(
         # The graph starts at the picture, so that frozen models have gradients too.
         start = images.detach().clone().to(device, torch.float32).requires_grad_()
         with torch.autocast(device.type, enabled=False):
-            cams = _run(ready, start, targets, method)
+            if method == ROLLOUT:
+                cams = _run_rollout(ready, start.detach())
+            else:
+                cams = _run(ready, start, targets, method)
     if cams is None or cams.shape != (len(images), *images.shape[2:]):
         raise ValueError(
             f"{method} should give one map per image, but gave "
@@ -115,9 +122,9 @@ def make_cam(
 def _check_request(
     model: nn.Module, images: Tensor, targets: Tensor | None, method: str
 ) -> None:
-    if method not in METHODS:
+    if method not in METHODS and method != ROLLOUT:
         raise ValueError(
-            f"`method` should be one of {list(METHODS)}, but {method!r} came"
+            f"`method` should be one of {[*METHODS, ROLLOUT]}, but {method!r} came"
         )
     if images.ndim != 4 or not images.is_floating_point() or not len(images):
         raise ValueError(
@@ -154,6 +161,18 @@ def _run(
         cams = cam(images, targets=wanted)
         cam.outputs = None  # it holds the graph, and with it all activations
     return cams
+
+
+def _run_rollout(model: nn.Module, images: Tensor) -> np.ndarray:
+    """Attention rollout (B, H, W), 0-1."""
+    size = (images.shape[2], images.shape[3])
+    token = bool(getattr(model, "num_prefix_tokens", 0)) and _reads_token(model)
+    flow = rollout.roll_out(model, images, _grid_maker(model, size), token)
+    maps = [
+        cv2.resize(one, size[::-1], interpolation=cv2.INTER_CUBIC)
+        for one in flow.cpu().numpy()
+    ]
+    return np.clip(np.stack(maps), 0, 1)
 
 
 def _grid_maker(model: nn.Module, size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
@@ -252,3 +271,64 @@ def find_ink(picture: np.ndarray) -> np.ndarray:
     grey = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     depth = np.abs(grey.astype(np.int16) - cache.ground_level(grey))
     return depth > max(20, depth.max() // 3)  # 20 grey levels: below is paper grain
+
+
+REGIONS = ("ink", "text", "paper")
+
+
+def region_table(cams: np.ndarray, pixels: np.ndarray) -> pd.DataFrame:
+    """How much of the attention lies on ink, on lettering and on paper.
+
+    Args:
+        cams: (N, H, W) float, 0-1.
+        pixels: (N, H, W) or (N, H, W, 3) uint8 of the same pictures.
+    Returns:
+        One row per picture: on_ink, on_text, on_paper (shares of the attention, NaN
+        where a map is empty) and ink, text, paper (shares of the picture: what a model
+        that looks anywhere would reach). Lettering is no ink here.
+    """
+    inked = np.stack([find_ink(one) for one in pixels])
+    text = np.stack([find_text(one) for one in inked])
+    masks = {"ink": inked & ~text, "text": text, "paper": ~inked & ~text}
+    looked = {f"on_{name}": region_share(cams, mask) for name, mask in masks.items()}
+    areas = {name: mask.mean(axis=(1, 2)) for name, mask in masks.items()}
+    return pd.DataFrame(looked | areas)
+
+
+def find_text(ink: np.ndarray) -> np.ndarray:
+    """(H, W) bool: boxes around lines of lettering, from ink (H, W) bool.
+
+    Lettering is a row of at least four small separate marks of like height, close to
+    each other. Limits: joined handwriting is ink, a row of dots is text.
+    """
+    height, width = ink.shape
+    found = np.zeros(ink.shape, bool)
+    count, _, stats, _ = cv2.connectedComponentsWithStats(ink.astype(np.uint8))
+    tall = stats[:, cv2.CC_STAT_HEIGHT]
+    wide = stats[:, cv2.CC_STAT_WIDTH]
+    small = (tall <= 0.14 * height) & (wide <= 0.14 * width) & (tall >= 3)
+    marks = [
+        tuple(int(value) for value in stats[k][:4]) for k in range(1, count) if small[k]
+    ]
+    marks.sort()
+    while marks:
+        line = [marks.pop(0)]
+        for mark in list(marks):
+            if _continues(line[-1], mark):
+                line.append(mark)
+                marks.remove(mark)
+        if len(line) >= 4:
+            left = min(x for x, *_ in line)
+            right = max(x + w for x, _, w, _ in line)
+            top = min(y for _, y, *_ in line)
+            bottom = max(y + h for _, y, _, h in line)
+            found[top:bottom, left:right] = True
+    return found
+
+
+def _continues(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether a mark (x, y, w, h) is the next letter of a line."""
+    gap = other[0] - (one[0] + one[2])
+    tallest = max(one[3], other[3])
+    shared = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    return -2 <= gap <= 1.2 * tallest and shared >= 0.5 * min(one[3], other[3])

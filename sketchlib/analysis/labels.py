@@ -71,7 +71,6 @@ def find_overlaps(
         labels=joined.truth,
         pred_probs=joined.probs,
         class_names=joined.classes,
-        verbose=False,
     )
     found = found[found["Num Overlapping Examples"] > 0].head(top)
     columns = {

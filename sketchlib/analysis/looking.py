@@ -4,7 +4,7 @@ Every drawing is shown to the model that did not train on it. Limits: needs the
 run's weights; a folder copied without them can be scored but not looked into.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from sketchlib import workspace
 from sketchlib.analysis import gradcam
@@ -73,6 +74,61 @@ class Glass:
                     method=method,
                 )
         return cams
+
+    def recognise(
+        self, drawing: np.ndarray, *, method: str, top: int = 5
+    ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+        """What the run's models take a new drawing for, and where they look.
+
+        Args:
+            drawing: (H, W) or (H, W, 3) uint8, any size.
+            method: see `gradcam.make_cam`.
+            top: classes told.
+        Returns:
+            class_name and probability (mean of the folds' models) of the likeliest;
+            the drawing as the models see it, uint8; the mean map (S, S), 0-1.
+        """
+        seen = cache.fit_picture(drawing, self.pixels.geometry)
+        image = datasets.as_tensor(seen)[None]
+        probs, cams = [], []
+        for model in self._models():
+            inputs = datasets.to_input(image, *models.input_stats(model))
+            with torch.inference_mode():
+                probs.append(model(inputs).softmax(-1)[0].double().numpy())
+        mean = np.mean(probs, axis=0)
+        best = np.argsort(-mean, kind="stable")[:top]
+        target = torch.as_tensor(best[:1])
+        for model in self._models():
+            inputs = datasets.to_input(image, *models.input_stats(model))
+            cams.append(gradcam.make_cam(model, inputs, target, method)[0])
+        table = pd.DataFrame(
+            {
+                "class_name": [self.classes[k] for k in best],
+                "probability": mean[best],
+            }
+        )
+        return table, seen, np.mean(cams, axis=0)
+
+    def _models(self) -> Iterator[nn.Module]:
+        """The model of each fold, one at a time."""
+        numbers = sorted(
+            int(path.parent.name.removeprefix("fold"))
+            for path in self.run_dir.glob("fold*/model.safetensors")
+        )
+        if not numbers:
+            raise FileNotFoundError(
+                f"`fold0/model.safetensors` was expected in {self.run_dir}; run "
+                "folders copied without weights can be blended, but not looked into"
+            )
+        for number in numbers:
+            yield folds.load_model(
+                self.run_dir, number, self.network, len(self.classes)
+            )
+
+
+def has_weights(run_dir: Path) -> bool:
+    """Whether a run can be looked into; folders copied without weights cannot."""
+    return any(run_dir.glob("fold*/model.safetensors"))
 
 
 def open_run(

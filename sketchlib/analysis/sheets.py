@@ -328,3 +328,41 @@ def _describe(row: Mapping[Hashable, Any]) -> str:
     sign = "=" if row["predicted"] == row["class_name"] else "→"
     answer = f"{sign} {row['predicted']} {row['probability']:.2f}"
     return f"{row['class_name']}\n{answer}\n{str(row['image_id']).split('/')[-1]}"
+
+
+def plot_suspects(
+    suspects: pd.DataFrame,
+    neighbours: pd.DataFrame,
+    pictures: Mapping[str, np.ndarray],
+    *,
+    columns: int = 10,
+    title: str = "Labels to doubt, with what they are like",
+) -> Figure:
+    """Each doubted picture beside its neighbours of the given and suggested class.
+
+    Args:
+        suspects: `labels.find_suspects`: image_id, given, suggested, score (0-1).
+        neighbours: `labels.find_neighbours`: image_id, neighbour, class_name, side.
+        pictures: uint8 by `image_id`.
+        columns: tiles in a row; a suspect and its neighbours stay together.
+        title: names the subject.
+    """
+    tiles: list[np.ndarray] = []
+    captions: list[str] = []
+    each = 1 + int(
+        neighbours["image_id"].value_counts().max() if len(neighbours) else 0
+    )
+    for suspect in suspects.to_dict("records"):
+        near = neighbours[neighbours["image_id"] == suspect["image_id"]]
+        tiles.append(pictures[suspect["image_id"]])
+        captions.append(f"{suspect['given']}?\n→ {suspect['suggested']}")
+        for one in near.to_dict("records"):
+            tiles.append(pictures[one["neighbour"]])
+            captions.append(f"{one['class_name']}\n{one['side']}")
+        while len(tiles) % each:  # a class with too few pictures leaves tiles empty
+            tiles.append(np.full((8, 8), 255, np.uint8))
+            captions.append("")
+    if not tiles:
+        tiles, captions = [np.full((8, 8), 255, np.uint8)], ["nothing to doubt"]
+    columns = each * max(1, columns // each)
+    return plot_grid(tiles, captions, columns=columns, title=title)

@@ -290,6 +290,21 @@ class Desk:
         return made
 
 
+def _read_suspects(run_dir: Path) -> pd.DataFrame | None:
+    """Doubted labels of the audit, or the newest list that 04_evaluate wrote of it."""
+    path = run_dir / "suspects.csv"
+    if path.exists():
+        return pd.read_csv(path, keep_default_na=False)
+    lists = run_dir.parent.glob("*/label_suspects.csv")
+    for path in sorted(lists, key=lambda one: -one.stat().st_mtime):
+        asked = workspace.read_json(path.parent / "run.json").get("parameters", {})
+        if asked.get("audit_run") == run_dir.name:
+            table = pd.read_csv(path, keep_default_na=False)
+            table = table.rename(columns={"suggested": "suggestion"})
+            return table.assign(suspicion=1 - table["score"])
+    return None
+
+
 def open_desk(
     run_dir: Path, data_dir: Path, manifest: pd.DataFrame, *, by: str = ""
 ) -> Desk:
@@ -307,8 +322,7 @@ def open_desk(
         pd.read_csv(run_dir / f"{name}.csv", keep_default_na=False, na_values=["nan"])
         for name in ("pairs", "groups", "findings")
     )
-    path = run_dir / "suspects.csv"
-    suspects = pd.read_csv(path, keep_default_na=False) if path.exists() else None
+    suspects = _read_suspects(run_dir)
     asked = workspace.read_json(run_dir / "run.json")["parameters"]
     queue = make_queue(
         pairs, copies, findings, manifest,

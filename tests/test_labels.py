@@ -1,0 +1,66 @@
+"""Planted label errors stand first, and their neighbours are of both classes."""
+
+import numpy as np
+import pytest
+from test_scores import CLASSES, make_manifest, make_predictions
+
+from sketchlib.analysis import calibration, labels
+
+pytest.importorskip("cleanlab")
+
+
+@pytest.fixture
+def planted():
+    """400 pictures, 12 of them filed under the next class."""
+    manifest = make_manifest(CLASSES, 50)
+    oof = make_predictions(manifest, CLASSES, np.random.default_rng(0), skill=4.5)
+    wrong = np.random.default_rng(1).choice(400, 12, replace=False)
+    moved = manifest.copy()
+    moved.loc[wrong, "label"] = (manifest.loc[wrong, "label"] + 1) % 8
+    moved["class_name"] = np.array(CLASSES)[moved["label"]]
+    return oof, moved, manifest, set(manifest.loc[wrong, "image_id"])
+
+
+def test_planted_errors_lead_the_list(planted):
+    oof, moved, manifest, wrong = planted
+    found = labels.find_suspects(oof, moved, 100)
+    assert found.columns.tolist() == labels.COLUMNS
+    top = found.head(12)
+    precision = top["image_id"].isin(wrong).mean()
+    assert precision >= 0.9, f"precision of the top 12 is {precision:.2f}"
+    real = manifest.set_index("image_id")["class_name"]
+    hits = top[top["image_id"].isin(wrong)]
+    assert (hits["suggested"] == hits["image_id"].map(real)).mean() > 0.9
+    assert found["score"].is_monotonic_increasing
+    assert (found["given"] != found["suggested"]).all()
+
+
+def test_overlapping_classes_are_the_mixed_ones(planted):
+    oof, _, manifest, _ = planted
+    moved = manifest.copy()
+    rows = moved.index[moved["class_name"] == CLASSES[2]][:15]
+    moved.loc[rows, ["label", "class_name"]] = [5, CLASSES[5]]
+    pair = labels.find_overlaps(oof, moved, 3).iloc[0]
+    assert {pair["class_a"], pair["class_b"]} == {CLASSES[2], CLASSES[5]}
+    assert pair["images"] >= 10
+
+
+def test_neighbours_are_trusted_pictures_of_both_classes(planted):
+    oof, moved, _, _ = planted
+    found = labels.find_suspects(oof, moved, 10)
+    near = labels.find_neighbours(found, oof, moved, each=2)
+    assert near.groupby("image_id").size().tolist() == [4] * len(found)
+    names = moved.set_index("image_id")["class_name"]
+    assert (near["neighbour"].map(names) == near["class_name"]).all()
+    assert not near["neighbour"].isin(found["image_id"]).any()
+
+
+def test_each_fold_is_scaled_by_the_others():
+    manifest = make_manifest(CLASSES, 50)
+    oof = make_predictions(manifest, CLASSES, np.random.default_rng(0), skill=1.5)
+    loud = calibration.apply_temperature(oof, 0.3)
+    scaled = calibration.calibrate(loud, manifest)
+    assert (scaled.labels == oof.labels).all()
+    assert calibration.error(scaled, manifest) < 0.5 * calibration.error(loud, manifest)
+    plain = calibration.calibrate(oof, manifest)
+    np.testing.assert_allclose(scaled.probs, plain.probs, atol=0.02)
