@@ -295,7 +295,7 @@ class TestRegions:
     def test_who_reads_the_lettering_is_found(self):
         picture = draw_lettered()
         cams = np.zeros((2, 96, 96), np.float32)
-        cams[0, 83:91, 14:80] = 1  # the watermark's reader
+        cams[0, 84:90, 14:80] = 1  # the watermark's reader
         cams[1, 14:67, 22:74] = 1  # who looks at the drawing
         table = gradcam.region_table(cams, np.stack([picture, picture]))
         assert table.loc[0, "on_text"] > 0.8
