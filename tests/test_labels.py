@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from test_scores import CLASSES, make_manifest, make_predictions
 
+from sketchlib import workspace
 from sketchlib.analysis import calibration, labels
+from sketchlib.workbook import review
 
 pytest.importorskip("cleanlab")
 
@@ -64,3 +66,21 @@ def test_each_fold_is_scaled_by_the_others():
     assert calibration.error(scaled, manifest) < 0.5 * calibration.error(loud, manifest)
     plain = calibration.calibrate(oof, manifest)
     np.testing.assert_allclose(scaled.probs, plain.probs, atol=0.02)
+
+
+def test_the_review_takes_up_the_newest_list_of_its_audit(planted, tmp_path):
+    oof, moved, _, _ = planted
+    found = labels.find_suspects(oof, moved, 5)
+    for name, audit in (("evaluate", "audit"), ("stranger", "another")):
+        (tmp_path / name).mkdir()
+        workspace.write_json(
+            tmp_path / name / "run.json", {"parameters": {"audit_run": audit}}
+        )
+        rows = found if name == "evaluate" else found.assign(image_id="train/x")
+        rows.to_csv(tmp_path / name / "label_suspects.csv", index=False)
+    (tmp_path / "audit").mkdir()
+    asked = review._read_suspects(tmp_path / "audit")
+    assert asked["image_id"].tolist() == found["image_id"].tolist()
+    assert asked["suggestion"].tolist() == found["suggested"].tolist()
+    assert asked["suspicion"].is_monotonic_decreasing
+    assert review._read_suspects(tmp_path / "evaluate") is None

@@ -291,18 +291,22 @@ class Desk:
 
 
 def _read_suspects(run_dir: Path) -> pd.DataFrame | None:
-    """Doubted labels of the audit, or the newest list that 04_evaluate wrote of it."""
-    path = run_dir / "suspects.csv"
-    if path.exists():
-        return pd.read_csv(path, keep_default_na=False)
+    """Doubted labels: the newest list 04_evaluate wrote of this audit, then its own."""
+    found = []
     lists = run_dir.parent.glob("*/label_suspects.csv")
     for path in sorted(lists, key=lambda one: -one.stat().st_mtime):
         asked = workspace.read_json(path.parent / "run.json").get("parameters", {})
         if asked.get("audit_run") == run_dir.name:
             table = pd.read_csv(path, keep_default_na=False)
             table = table.rename(columns={"suggested": "suggestion"})
-            return table.assign(suspicion=1 - table["score"])
-    return None
+            found.append(table.assign(suspicion=1 - table["score"]))
+            break  # trained models know more than yesterday's did
+    own = run_dir / "suspects.csv"
+    if own.exists():
+        found.append(pd.read_csv(own, keep_default_na=False))
+    if not found:
+        return None
+    return pd.concat(found, ignore_index=True).drop_duplicates("image_id")
 
 
 def open_desk(
