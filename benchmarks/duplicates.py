@@ -1,6 +1,6 @@
 """Audit and duplicates on planted copies: recall and precision per kind, seconds.
 
-Run: python benchmarks/duplicates.py [FOLDER] [--pictures N] [--copies SHARE]
+Run: python benchmarks/duplicates.py [FOLDER] [--pictures N ...] [--peers ENV]
 FOLDER holds pictures of your own (only read; searched in depth) that are brought to
 300-800 px; without it the drawings are drawn here. Copies of known kinds are planted
 in a temporary folder. The yardstick, in the same run: decoding every file once with
@@ -9,13 +9,13 @@ drawn ones they are mistakes, in a folder of one's own they may be true copies.
 """
 
 import argparse
-import importlib
-import importlib.util
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import combinations
 from pathlib import Path
 
 import cv2
@@ -23,9 +23,19 @@ import numpy as np
 import pandas as pd
 
 from sketchlib import workspace
-from sketchlib.data import audit, duplicates, groups, images, manifest, passes, spectra
+from sketchlib.data import (
+    audit,
+    cache,
+    duplicates,
+    groups,
+    images,
+    manifest,
+    passes,
+    spectra,
+)
 
 Alter = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+SHEET = cache.Geometry(96, "ink", "grey", "white")  # filled in the audit's pass
 TURNS = ("hflip", "vflip", "rot90", "rot180", "rot270", "transpose", "transverse")
 
 
@@ -312,10 +322,11 @@ def measure_all(folder: Path, table: pd.DataFrame) -> tuple[dict[str, float], tu
     time_decoding(folder, table["path"])  # fills the disk cache
     seconds = {"decode": time_decoding(folder, table["path"])}
     started = time.perf_counter()
-    seen = audit.inspect(table, folder, cache_dir=folder / "cache")
+    made = {"cache_dir": folder / "cache", "geometry": SHEET}
+    seen = audit.inspect(table, folder, **made)
     seconds["audit"] = time.perf_counter() - started
     started = time.perf_counter()
-    audit.inspect(table, folder, cache_dir=folder / "cache")
+    audit.inspect(table, folder, **made)
     seconds["audit again"] = time.perf_counter() - started
     started = time.perf_counter()
     pairs = duplicates.find_pairs(seen.findings, seen.thumbs)
@@ -340,82 +351,122 @@ def time_vectors(total: int) -> float:
     return spent
 
 
-def pairs_by_imagededup(folder: Path) -> set[frozenset[str]]:
-    """Pairs of file names by imagededup's PHash at its default threshold."""
-    methods = importlib.import_module("imagededup.methods")
-    found = methods.PHash().find_duplicates(image_dir=str(folder))
-    return {frozenset((a, b)) for a, others in found.items() for b in others}
-
-
-def pairs_by_cleanvision(folder: Path) -> set[frozenset[str]]:
-    """Pairs of file names by cleanvision's exact and near duplicates."""
-    lab = importlib.import_module("cleanvision").Imagelab(data_path=str(folder))
+PEERS = Path(__file__).with_name("peers-requirements.txt")
+_PEER = """
+import json, sys, time
+from pathlib import Path
+tool, folder, out = sys.argv[1:]
+started = time.perf_counter()
+if tool == "cleanvision":
+    from cleanvision import Imagelab
+    lab = Imagelab(data_path=folder)
     kinds = ("exact_duplicates", "near_duplicates")
     lab.find_issues({kind: {} for kind in kinds})
     sets = [group for kind in kinds for group in lab.info[kind]["sets"]]
-    names = [[Path(path).name for path in group] for group in sets]
-    return {frozenset(pair) for group in names for pair in combinations(group, 2)}
+    pairs = [(a, b) for g in sets for k, a in enumerate(g) for b in g[k + 1:]]
+else:
+    from imagededup import methods
+    found = getattr(methods, tool)().find_duplicates(image_dir=folder)
+    pairs = [(a, b) for a, others in found.items() for b in others]
+seconds = time.perf_counter() - started
+names = sorted({tuple(sorted((Path(a).name, Path(b).name))) for a, b in pairs})
+Path(out).write_text(json.dumps({"seconds": seconds, "pairs": names}))
+"""
 
 
-RIVALS = {"imagededup": pairs_by_imagededup, "cleanvision": pairs_by_cleanvision}
+def make_peers(home: Path) -> Path:
+    """The Python of a virtual environment that holds the other tools."""
+    python = home / "bin" / "python"
+    if not (home / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", home], check=True)
+        install = [python, "-m", "pip", "install", "--quiet", "-r", PEERS]
+        subprocess.run(install, check=True)
+        (home / "ready").touch()
+    return python
 
 
-def compare_rivals(folder: Path, truth: pd.DataFrame) -> None:
-    """Recall, share of one original and seconds of the tools that are installed."""
+def compare_peers(folder: Path, truth: pd.DataFrame, home: Path) -> pd.DataFrame:
+    """Recall by kind of the other tools on the same files; pairs, real, seconds."""
     ends = zip(truth["image_id_a"], truth["image_id_b"], strict=True)
-    planted = {frozenset(Path(end).name for end in pair) for pair in ends}
-    for name, search in RIVALS.items():
-        if importlib.util.find_spec(name) is None:
-            print(f"{name} is not installed here: no comparison with it.")
+    planted = [tuple(sorted(Path(end).name for end in pair)) for pair in ends]
+    python, rows = make_peers(home), {}
+    for tool in ("PHash", "CNN", "cleanvision"):
+        out = folder.parent / f"{tool}.json"
+        asked = [python, "-c", _PEER, tool, folder, out]
+        done = subprocess.run(asked, capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            print(f"{tool}: not measured ({last[:120]})")
             continue
-        started = time.perf_counter()
-        found = search(folder)
-        seconds = time.perf_counter() - started
-        real = np.mean([len({source_of(n) for n in pair}) == 1 for pair in found])
-        recall = len(planted & found) / max(len(planted), 1)
-        print(f"{name}: recall {recall:.3f}, real {real:.3f}, {seconds:.1f} s")
+        answer = json.loads(out.read_text())
+        found = {tuple(pair) for pair in answer["pairs"]}
+        hit = pd.Series([pair in found for pair in planted])
+        rows[tool] = hit.groupby(truth["planted"].to_numpy()).mean()
+        rows[tool]["all kinds"] = hit.mean()
+        same = [source_of(a) == source_of(b) for a, b in found]
+        rows[tool]["real pairs"] = float(np.mean(same)) if same else np.nan
+        rows[tool]["seconds"] = answer["seconds"]
+    return pd.DataFrame(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, help="pictures to plant in")
-    parser.add_argument("--pictures", type=int, default=2000, help="originals")
+    parser.add_argument(
+        "--pictures", type=int, nargs="+", default=[2000], help="planted ones included"
+    )
     parser.add_argument("--copies", type=float, default=0.25, help="per original")
     parser.add_argument("--vectors", type=int, default=0, help="synthetic hashes")
+    parser.add_argument("--peers", type=Path, help="their environment; made if missing")
     asked = parser.parse_args()
+    lines = [measure_size(asked, size) for size in asked.pictures]
+    print(pd.DataFrame(lines).round(3).to_string(index=False))
+    if asked.vectors:
+        spent = time_vectors(asked.vectors)
+        print(f"{asked.vectors:,} random vectors, all frames: {spent:.1f} s")
+
+
+def measure_size(asked: argparse.Namespace, size: int) -> dict[str, float]:
+    """One line of the table: everything measured on `size` pictures."""
+    originals = round(size / (1 + asked.copies))
     sources = (
-        read_sources(asked.folder, asked.pictures, 0)
+        read_sources(asked.folder, originals, 0)
         if asked.folder
-        else draw_sources(asked.pictures, 0)
+        else draw_sources(originals, 0)
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "planted"
         table, truth = plant(folder, sources, asked.copies, 1)
-        size = sum((folder / path).stat().st_size for path in table["path"])
         seconds, (pairs, found) = measure_all(folder, table)
-        report(table, truth, (seconds, pairs, found, size))
-        compare_rivals(folder / "train", truth)
-    if asked.vectors:
-        spent = time_vectors(asked.vectors)
-        print(f"{asked.vectors:,} random vectors, both frames: {spent:.1f} s")
+        scores = report(table, truth, (seconds, pairs, found))
+        if asked.peers:
+            print(compare_peers(folder / "train", truth, asked.peers).round(3))
+        bytes_each = np.mean([(folder / path).stat().st_size for path in table["path"]])
+    steps = {f"{step} s": spent for step, spent in seconds.items()}
+    together = sum(seconds[step] for step in ("audit", "pairs", "groups"))
+    return {
+        "pictures": len(table),
+        "kB": bytes_each / 1000,
+        **steps,
+        "x decode": together / seconds["decode"],
+        "peak MB": workspace.peak_memory_mb(),
+        "cores": os.cpu_count() or 1,
+        **scores,
+    }
 
 
-def report(table: pd.DataFrame, truth: pd.DataFrame, results: tuple) -> None:
-    seconds, pairs, found, size = results
+def report(
+    table: pd.DataFrame, truth: pd.DataFrame, results: tuple
+) -> dict[str, float]:
+    """Print recall by kind; returns recall over all and the share of real pairs."""
+    _, pairs, found = results
     scores = score_kinds(pairs, truth)
     print(scores.round(3).to_string())
+    groups_found = (found["group"].value_counts() > 1).sum()
+    print(f"{len(table):,} pictures, {len(pairs):,} pairs, {groups_found:,} groups\n")
     same = pairs["image_id_a"].map(source_of) == pairs["image_id_b"].map(source_of)
-    recall = np.average(scores["recall"], weights=scores["planted"])
-    print(f"pictures {len(table):,} (mean {size / len(table) / 1000:.0f} kB)")
-    print(
-        f"recall {recall:.3f}; pairs {len(pairs):,}, of one original {same.mean():.3f}"
-    )
-    print(f"groups of two or more: {(found['group'].value_counts() > 1).sum():,}")
-    for step, spent in seconds.items():
-        print(f"{step:>12} {spent:7.1f} s  {spent / seconds['decode']:5.2f} x decode")
-    both = seconds["audit"] + seconds["pairs"] + seconds["groups"]
-    print(f"{'together':>12} {both:7.1f} s  {both / seconds['decode']:5.2f} x decode")
-    print(f"peak memory {workspace.peak_memory_mb():,} MB, {os.cpu_count()} cores")
+    recall = float(np.average(scores["recall"], weights=scores["planted"]))
+    return {"recall": recall, "real": float(same.mean())}
 
 
 if __name__ == "__main__":

@@ -189,6 +189,29 @@ def test_a_callers_candidates_are_verified_too(planted):
     pd.testing.assert_frame_equal(pairs, again)
 
 
+def test_neighbours_by_features_are_proposed_once_and_proved_on_ink(
+    planted, monkeypatch
+):
+    _, _, seen, pairs = planted
+    near = pairs[~pairs["kind"].isin(["bytes", "pixels"])].iloc[0]
+    ids = seen.findings["image_id"].to_numpy()
+    features = np.random.default_rng(0).standard_normal((len(ids), 16))
+    a, b = (np.flatnonzero(ids == near[f"image_id_{end}"])[0] for end in "ab")
+    features[b] = 2 * features[a]
+    asked = duplicates.propose_neighbours(ids, features, each=1)
+    assert len(asked) < len(ids)
+    assert not asked.duplicated().any()
+    assert ((asked["image_id_a"] == ids[a]) & (asked["image_id_b"] == ids[b])).any()
+    nothing = np.empty((0, 2), np.int32)
+    monkeypatch.setattr(duplicates.spectra, "find_candidates", lambda *_: nothing)
+    found = duplicates.find_pairs(seen.findings, seen.thumbs, candidates=asked)
+    found = found[~found["kind"].isin(["bytes", "pixels"])]
+    assert [ids[a], ids[b]] in found[["image_id_a", "image_id_b"]].to_numpy().tolist()
+    assert len(found) < len(asked) / 4  # neighbours of noise are refused
+    none = duplicates.propose_neighbours(ids, None, each=1)
+    assert none.empty
+
+
 def test_a_large_set_of_one_file_is_listed_against_its_first(tmp_path):
     drawing = bench.draw_sketch(np.random.default_rng(0), 200)
     pairs = _find(tmp_path, [drawing] * 60)

@@ -126,6 +126,33 @@ def find_pairs(
     return _as_table(findings, rows, exact, near)
 
 
+def propose_neighbours(
+    image_ids: np.ndarray, features: np.ndarray | None, each: int
+) -> pd.DataFrame:
+    """The most alike pictures by a model's features, for `find_pairs` to prove.
+
+    Args:
+        image_ids: (N,) ids, row by row.
+        features: (N, D) of a frozen model; None proposes nothing.
+        each: neighbours of each picture, by cosine.
+    Returns:
+        `image_id_a, image_id_b`, each pair once.
+    """
+    if features is None or len(features) < 2:
+        return pd.DataFrame(columns=PAIR_COLUMNS[:2])
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
+    count = min(each, len(unit) - 1)
+    found = []
+    for start in range(0, len(unit), 1024):
+        alike = unit[start : start + 1024] @ unit.T
+        rows = np.arange(len(alike))
+        alike[rows, rows + start] = -np.inf
+        near = np.argpartition(-alike, count - 1, axis=1)[:, :count]
+        found.append(np.column_stack([np.repeat(rows + start, count), near.ravel()]))
+    pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+    return pd.DataFrame(np.asarray(image_ids)[pairs], columns=PAIR_COLUMNS[:2])
+
+
 # --- exact copies ---------------------------------------------------------------
 
 
