@@ -1,10 +1,14 @@
 """The pictures of the README, from the runs of `make demo`: `make figures`.
 
-Reads `runs/` and `data/demo`, writes `docs/img/*.png`. Limits: needs the demo's runs
-audit, lite0 and lite1.
+Reads `runs/` and `data/demo`, writes `docs/img/*.png`; the pages are photographed
+where chromium is installed. Limits: needs the demo's runs audit, lite0 and lite1.
 """
 
+import shutil
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -60,6 +64,21 @@ def show_scores() -> None:
     save("scores")
 
 
+def photograph(page: Path, name: str, width: int, height: int) -> None:
+    """A picture of a page as a browser of that many pixels shows it."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not browser or not page.exists():
+        print(f"{name}: not made, it needs chromium and {page}")
+        return
+    path = IMAGES / f"{name}.png"
+    with tempfile.TemporaryDirectory() as profile:
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        flags += [f"--user-data-dir={profile}", f"--window-size={width},{height}"]
+        command = [browser, *flags, f"--screenshot={path}", page.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=180)
+    print(path.relative_to(ROOT))
+
+
 def main() -> int:
     """Draw all; returns the exit code."""
     if not (RUNS / "ensemble" / "run.json").exists():
@@ -70,6 +89,8 @@ def main() -> int:
     show_pairs()
     show_attention()
     show_scores()
+    photograph(RUNS / "index.html", "index", 1000, 900)
+    photograph(RUNS / "retrospective" / "07_retrospective.html", "report", 1000, 1500)
     return 0
 
 

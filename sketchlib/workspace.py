@@ -34,6 +34,7 @@ STATES = (
     "interrupted",
     "incomplete",
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, file-size limit
 _PACKAGES = ("sketchlib", "torch", "timm", "accelerate", "albumentations", "numpy")
 
 
@@ -88,17 +89,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, target)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            free = shutil.disk_usage(target.parent).free
-            raise OSError(
-                errno.ENOSPC,
-                f"no room to write `{target.name}`: {free:,} bytes are free in "
-                f"{target.parent}; the previous file was kept. Free some space and "
-                "start the same command again",
-            ) from error
+        if error.errno in _FULL:
+            raise _tell_full(error, target, "the previous file was kept") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _tell_full(error: OSError, target: Path, kept: str) -> OSError:
+    """The same error, saying how much room there is and what to do."""
+    free = shutil.disk_usage(target.parent).free
+    return OSError(
+        error.errno,
+        f"no room to write `{target.name}`: {free:,} bytes are free in "
+        f"{target.parent}; {kept}. Free some space and start the same command again",
+    )
 
 
 def _umask() -> int:
@@ -142,23 +147,42 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def append_jsonl(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
-    """Add one line of JSON and flush it to the disk, so that a kill loses nothing."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("a", encoding="utf-8") as out:
-        out.write(json.dumps(record, ensure_ascii=False, default=_as_json) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
+    """Add one line of JSON and flush it to the disk, so that a kill loses nothing.
+
+    After a line that a kill or a full disk cut short, the record starts a new one.
+
+    Raises:
+        OSError: the disk is full, with the bytes that are free.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record, ensure_ascii=False, default=_as_json) + "\n"
+    try:
+        with target.open("ab+") as out:
+            out.write(b"\n" * _is_cut(out) + line.encode())
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _tell_full(error, target, "the earlier lines were kept") from error
+        raise
+
+
+def _is_cut(lines: IO[bytes]) -> bool:
+    """Whether the file's last line has no end."""
+    if lines.seek(0, os.SEEK_END) == 0:
+        return False
+    lines.seek(-1, os.SEEK_END)
+    return lines.read(1) != b"\n"
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; a last line cut by a kill is left out."""
+    """The records of a JSON-lines file; lines cut by a kill are left out."""
     records = []
-    with open_text(path) as lines:
+    with Path(path).open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            try:
+            with contextlib.suppress(json.JSONDecodeError):
                 records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
     return records
 
 

@@ -320,6 +320,68 @@ def test_f32_a_full_disk_keeps_the_last_good_record_and_page(full_disk, tmp_path
     assert workspace.read_json(tmp_path / "run.json") == {"state": "done"}
 
 
+FILL = """\
+workspace.write_text(run.dir / "last.pt", "good")
+run.log(epoch=1)
+with (run.dir / "filler").open("wb", buffering=0) as out:
+    try:
+        while True:
+            out.write(bytes(512))
+    except OSError:
+        pass
+if (run.dir.parent / "metrics").exists():
+    run.log(epoch=2, text="x" * 100_000)
+workspace.write_text(run.dir / "last.pt", "x" * 100_000)"""
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real disk of 256 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "metrics"])
+def test_f32_on_a_disk_that_is_really_full_nothing_good_is_lost(
+    small_disk, tmp_path, what
+):
+    write_notebook(tmp_path / "99_toy.ipynb", [("run", FILL)])
+    (small_disk / "runs").mkdir()
+    if what == "metrics":
+        (small_disk / "runs" / "metrics").mkdir()
+    process = start_sketch(small_disk, str(tmp_path / "99_toy.ipynb"))
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "bytes" in error
+    assert "Traceback" not in error
+    folder = small_disk / "runs" / "toy"
+    assert (folder / "last.pt").read_text() == "good"
+    assert workspace.read_jsonl(folder / "metrics.jsonl") == [{"epoch": 1}]
+    state = runner.read_state(workspace.read_json(folder / "run.json"))
+    assert state in ("failed", "killed")
+    json.loads((folder / "99_toy.ipynb").read_text())
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == [".lock"]
+    (folder / "filler").unlink()
+    write_notebook(tmp_path / "99_toy.ipynb")
+    again = start_sketch(small_disk, str(tmp_path / "99_toy.ipynb"))
+    _, error = again.communicate(timeout=120)
+    assert (again.returncode, error) == (0, "")
+
+
+def test_f32_a_line_cut_by_a_full_disk_costs_that_line_alone(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    workspace.append_jsonl(path, {"epoch": 1})
+    with path.open("a") as out:
+        out.write('{"epoch": 2, "acc')
+    workspace.append_jsonl(path, {"epoch": 3})
+    assert [row["epoch"] for row in workspace.read_jsonl(path)] == [1, 3]
+
+
 # --- 33: at the same time ---------------------------------------------------
 
 
