@@ -72,10 +72,12 @@ def read_states(root):
 
 
 def kill_busy_node(nodes, root, killed):
-    """Kill the second node as soon as every first trial has started."""
+    """Kill the second node as soon as a trial trains on each of the two."""
     patience = time.monotonic() + 120
     while time.monotonic() < patience:
-        if len(list((root / "runs").glob("trial*/attempts.txt"))) >= 2:
+        begun = [p.parent.name for p in (root / "runs").glob("trial*/attempts.txt")]
+        states = read_states(root)
+        if sum(states.get(name) == "running" for name in begun) >= 2:
             nodes["all"].remove_node(nodes["second"], allow_graceful=False)
             killed.append(read_states(root))
             return
