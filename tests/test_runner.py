@@ -208,6 +208,14 @@ def test_a_running_record_of_a_dead_process_reads_killed():
     assert runner.read_state(record | {"state": "done"}) == "done"
 
 
+def test_a_dead_process_that_nobody_collected_reads_killed():
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    while runner._read_stat(ended.pid)[0] != "Z":
+        time.sleep(0.05)
+    assert runner.read_state({"state": "running", "pid": ended.pid}) == "killed"
+    ended.wait()
+
+
 def test_a_process_number_given_to_another_is_not_taken_for_the_run():
     long_ago = {"pid": os.getpid(), "started": "2020-01-01T00:00:00+0000"}
     record = {"state": "running", "runner": long_ago}

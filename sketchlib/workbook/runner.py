@@ -695,14 +695,22 @@ def _is_alive(pid: int, stamp: str = "") -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return _read_stat(pid)[:1] not in (["Z"], ["X"])  # dead, not yet collected
+
+
+def _read_stat(pid: int) -> list[str]:
+    """The facts of a process, its state first; empty where the system tells none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _is_younger(pid: int, stamp: str) -> bool:
     """Whether the process was started after `stamp` (Linux; elsewhere not known)."""
     try:
         written = datetime.datetime.strptime(stamp, _STAMP).timestamp()
-        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        ticks = _read_stat(pid)[19]
         lines = Path("/proc/stat").read_text().splitlines()
     except (OSError, ValueError, IndexError):
         return False
