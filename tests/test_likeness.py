@@ -106,6 +106,7 @@ def test_copies_flatter_plain_folds_and_the_gap_is_found(rng, monkeypatch):
     assert found["copied"]["board_like"] > found["copied"]["honest"] + 0.1
     assert found["copied"]["images"] == 240
     assert "copies flatter it" in leakage.tell(found)
+    assert "On the 240 drawings with a copy" in leakage.tell(found)
 
 
 def test_without_copies_there_is_no_gap(rng):

@@ -107,7 +107,17 @@ def tell(found: Mapping[str, Any]) -> str:
         f"together and **{board['accuracy']:.1%}** ({board['low']:.1%} – "
         f"{board['high']:.1%}) on plain folds, where copies sit on both sides as they "
         f"do across train and test; {words}: {100 * gap['gain']:+.1f} points "
-        f"({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})."
+        f"({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}).{_tell_copied(found)}"
+    )
+
+
+def _tell_copied(found: Mapping[str, Any]) -> str:
+    copied = found["copied"]
+    if not copied["images"]:
+        return ""
+    return (
+        f" On the {copied['images']:,} drawings with a copy among the training ones it "
+        f"is {copied['honest']:.1%} against {copied['board_like']:.1%}."
     )
 
 

@@ -92,7 +92,8 @@ def make_queue(
     labels = labels[(manifest["subset"] == "train").to_numpy()]
     ends = [pairs["image_id_a"].map(labels), pairs["image_id_b"].map(labels)]
     is_conflict = ends[0].notna() & ends[1].notna() & (ends[0] != ends[1])
-    open_pairs = pairs[~is_conflict & ~pairs["kind"].isin(CERTAIN)]
+    is_moot = ends[0].isna() & ends[1].isna()  # two test pictures: nothing hangs on it
+    open_pairs = pairs[~is_conflict & ~is_moot & ~pairs["kind"].isin(CERTAIN)]
     doubt = (open_pairs["score"] - threshold).abs().sort_values(kind="stable")
     queue = [_pair_item("pair", row) for row in _rows(open_pairs.loc[doubt.index])]
     queue += [_pair_item("conflict", row) for row in _rows(pairs[is_conflict])]
