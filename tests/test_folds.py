@@ -41,7 +41,7 @@ def task(world, tmp_path):
 
 
 def test_every_training_picture_is_predicted_by_a_model_that_did_not_see_it(task):
-    results = [folds.train_fold(task, fold) for fold in (0, 1)]
+    results = {fold: folds.train_fold(task, fold) for fold in (0, 1)}
     oof, test = folds.join_results(results, task.run_dir)
     assert sorted(oof.image_ids) == sorted(task.folds["image_id"])
     held = task.folds.set_index("image_id")["fold"]
@@ -115,3 +115,45 @@ def test_training_starts_where_the_probe_ends(task):
 def test_a_probe_needs_pretrained_weights():
     with pytest.raises(ValueError, match="use `head` random"):
         dataclasses.replace(NETWORK, head="probe").check()
+
+
+def test_a_run_of_all_rows_alone_predicts_the_test_pictures(task):
+    results = {fold: folds.train_fold(task, fold) for fold in (0, -1)}
+    oof, test = folds.join_results(results, task.run_dir)
+    assert set(oof.fold) == {0}
+    assert np.array_equal(test.logits, results[-1].test.logits)
+    history = folds.join_histories(results, task.run_dir)
+    assert set(history["fold"]) == {0, -1}
+    logged = folds.workspace.read_jsonl(task.run_dir / "metrics.jsonl")
+    assert [row["fold"] for row in logged] == history["fold"].tolist()
+
+
+def test_the_folds_that_are_trained():
+    assert folds.list_folds(3, False) == [0, 1, 2]
+    assert folds.list_folds(3, True) == [0, 1, -1]
+    assert folds.list_folds(1, True) == [0, -1]
+
+
+def test_a_fraction_leaves_held_out_rows_alone(task):
+    less = dataclasses.replace(task, recipe=make(epochs=1, data_fraction=0.5))
+    train, valid, _ = folds.make_examples(task, 0)
+    fewer, same, _ = folds.make_examples(less, 0)
+    assert list(valid.image_ids) == list(same.image_ids)
+    assert 0.3 * len(train.rows) < len(fewer.rows) < 0.7 * len(train.rows)
+    assert set(fewer.image_ids) <= set(train.image_ids)
+
+
+def test_a_found_rate_is_read_back_by_a_run_that_goes_on(task, monkeypatch):
+    task.run_dir.mkdir()
+    found = folds.with_found_lr(task)
+    assert found.recipe.lr != task.recipe.lr
+    monkeypatch.setattr(loop, "find_lr", None)
+    assert folds.with_found_lr(task).recipe == found.recipe
+
+
+def test_a_missed_target_makes_the_other_folds_needless(task):
+    asked = make(epochs=3, target_accuracy=0.99, target_epochs=1, lr=1e-9)
+    task = dataclasses.replace(task, recipe=asked)
+    result = folds.train_fold(task, 0)
+    assert len(result.history) == 1
+    assert folds.is_hopeless(task, result)

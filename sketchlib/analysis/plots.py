@@ -380,6 +380,47 @@ def plot_history(history: pd.DataFrame) -> Figure:
     return figure
 
 
+def plot_pace(history: pd.DataFrame) -> Figure:
+    """Learning rate at the end of each epoch, and the seconds it took.
+
+    Args:
+        history: fold, epoch, lr, seconds.
+    """
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(WIDTH, 2.6), layout="constrained"
+    )
+    _plot_curves(left, history, "lr", GREY, "mean")
+    left.set(xlabel="epoch", ylabel="learning rate", title="Learning rate")
+    left.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    _plot_curves(right, history, "seconds", GREY, "mean")
+    right.set(xlabel="epoch", ylabel="seconds", title="Time per epoch")
+    for ax in (left, right):
+        ax.set_ylim(bottom=0)
+        ax.grid(axis="y")
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    return figure
+
+
+def plot_rate_search(
+    curve: pd.DataFrame, chosen: float, *, ax: Axes | None = None
+) -> Axes:
+    """Loss while the learning rate rises, and the rate that was chosen.
+
+    Args:
+        curve: lr, loss; from `loop.find_lr`.
+        chosen: the rate taken.
+        ax: where to draw.
+    """
+    ax = make_axes(ax, 2.6)
+    ax.plot(curve["lr"], curve["loss"], color=GREY, linewidth=1)
+    smooth = curve["loss"].ewm(alpha=0.3).mean()
+    ax.plot(curve["lr"], smooth, color=WARM, linewidth=2)
+    ax.axvline(chosen, color=GREY, linestyle="--", linewidth=1)
+    ax.set(xscale="log", xlabel="learning rate", ylabel="loss, nats")
+    ax.set_title(f"Loss at rising rates; dashed: {chosen:.1e}")
+    return ax
+
+
 def _spread_labels(ax: Axes) -> None:
     """Move the labels at the line ends apart, a twelfth of the axis at least."""
     low, high = ax.get_ylim()

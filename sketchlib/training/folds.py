@@ -6,7 +6,8 @@ the unit that is skipped, an epoch the unit that is resumed.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from sketchlib.training import (
     budget,
     compute,
     datasets,
+    extras,
     features,
     heads,
     loop,
@@ -30,6 +32,7 @@ from sketchlib.training import (
     predictions,
     processes,
 )
+from sketchlib.training import recipe as recipes
 
 PROBE_STRENGTH = 0.03  # inverse regularisation C of the probe, on standardised features
 
@@ -117,6 +120,7 @@ class Task:
         fresh: forget earlier checkpoints and results.
         save_minutes: also save inside an epoch, this often; 0 is off.
         feature_bank: frozen features that heads train on; see `with_bank`.
+        extra: pictures that only train, see `extras`; their pixels are in the cache.
     """
 
     table: pd.DataFrame
@@ -132,6 +136,7 @@ class Task:
     fresh: bool
     save_minutes: float = 0.0
     feature_bank: bank.Bank | None = None
+    extra: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
     def with_epochs(self, epochs: int) -> "Task":
         """The same task for fewer epochs."""
@@ -228,6 +233,12 @@ def make_examples(
         train = train[
             splits.take_fraction(labels, groups, recipe.data_fraction, recipe.seed)
         ]
+    added = extras.for_fold(task.extra, fold)
+    train = pd.concat(
+        [train.assign(weight=1.0), added[["image_id", "label", "weight"]]]
+        if len(added)
+        else [train.assign(weight=1.0)]
+    )
     readable = task.pixels.readable[task.pixels.rows(train["image_id"])]
     return (
         _examples(task.pixels, train[readable]),
@@ -238,7 +249,8 @@ def make_examples(
 
 def _examples(pixels: cache.PixelCache, rows: pd.DataFrame) -> datasets.Examples:
     labels = rows["label"].to_numpy(np.int64)
-    return datasets.Examples(pixels, pixels.rows(rows["image_id"]), labels)
+    weights = rows["weight"].to_numpy(np.float64) if "weight" in rows else np.zeros(0)
+    return datasets.Examples(pixels, pixels.rows(rows["image_id"]), labels, weights)
 
 
 def _describe(task: Task, *parts: datasets.Examples) -> list[object]:
@@ -252,6 +264,7 @@ def _describe(task: Task, *parts: datasets.Examples) -> list[object]:
         [[*part.image_ids] for part in parts],
         [part.labels.tolist() for part in parts],
         [_sample_bank(task.feature_bank)] if task.feature_bank is not None else [],
+        [part.weights.tolist() for part in parts],
     ]
 
 
@@ -369,25 +382,47 @@ def _read_result(fold_dir: Path) -> Result:
 
 
 def join_results(
-    results: Sequence[Result], run_dir: Path
+    results: Mapping[int, Result], run_dir: Path
 ) -> tuple[predictions.Predictions, predictions.Predictions]:
-    """Out-of-fold rows of all folds, and the folds' soft vote on the test pictures.
+    """Out-of-fold rows of all folds, and what is predicted for the test pictures.
 
-    Both are written to `run_dir` as `oof.npz` and `test.npz`.
+    That is the word of the model of all rows (fold -1) where there is one, else the
+    folds' soft vote. Both are written to `run_dir` as `oof.npz` and `test.npz`.
     """
-    oof = predictions.concatenate([result.oof for result in results])
-    test = predictions.average([result.test for result in results])
+    held = [result for fold, result in results.items() if fold >= 0]
+    oof = predictions.concatenate([result.oof for result in held])
+    final = results.get(-1)
+    test = final.test if final else predictions.average([r.test for r in held])
     predictions.write_predictions(run_dir / "oof.npz", oof)
     predictions.write_predictions(run_dir / "test.npz", test)
     return oof, test
 
 
-def join_histories(results: Sequence[Result]) -> pd.DataFrame:
-    """All histories below each other, with the column `fold`."""
-    return pd.concat(
-        [result.history.assign(fold=number) for number, result in enumerate(results)],
+def join_histories(results: Mapping[int, Result], run_dir: Path) -> pd.DataFrame:
+    """All histories below each other, with the column `fold`.
+
+    `metrics.jsonl` in `run_dir` is written anew from them: a run that was killed
+    between two epochs may have logged one twice, or not at all.
+    """
+    joined = pd.concat(
+        [result.history.assign(fold=fold) for fold, result in results.items()],
         ignore_index=True,
     )
+    lines = [json.dumps(row) for row in joined.to_dict("records")]
+    workspace.write_text(run_dir / "metrics.jsonl", "\n".join(lines) + "\n")
+    return joined
+
+
+def list_folds(planned: int, all_rows: bool) -> list[int]:
+    """Numbers of the folds to train; the last planned is -1 under `all_rows`."""
+    held = list(range(planned - all_rows)) or [0]
+    return [*held, -1] if all_rows else held
+
+
+def is_hopeless(task: Task, result: Result) -> bool:
+    """Whether the fold ended below `target_accuracy`, so that others need not run."""
+    reason = recipes.find_stop(task.recipe, result.history)
+    return reason.startswith("below the target")
 
 
 def make_load(

@@ -44,9 +44,17 @@ from sketchlib.training import (
 from sketchlib.training import recipe as recipes
 from sketchlib.training.checkpoints import Position, release
 from sketchlib.training.memory import Parts
-from sketchlib.training.recipe import Recipe, with_epochs
+from sketchlib.training.recipe import Recipe, make_stages, with_epochs
 
-__all__ = ["Recipe", "Stopped", "find_lr", "fit", "release", "with_epochs"]
+__all__ = [
+    "Recipe",
+    "Stopped",
+    "find_lr",
+    "fit",
+    "make_stages",
+    "release",
+    "with_epochs",
+]
 
 _FIND_STEPS = 60  # updates of the rate finder
 _RETRY_FACTOR = 0.1
@@ -173,7 +181,7 @@ class _State:
             train.labels, self.classes, recipe.class_weights
         )
         self.loss = losses.Loss(recipe, weights.to(way.device))
-        self.weights = torch.as_tensor(train.weights, dtype=torch.float32)
+        self.weights = torch.tensor(train.weights.tolist(), dtype=torch.float32)
         least = 2 if recipe.norm == "learn" and not recipe.frozen else 1
         parts = math.ceil(recipe.batch_size / recipe.accumulate)
         self.parts = Parts(max(parts, least), least)

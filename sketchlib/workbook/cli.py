@@ -162,6 +162,13 @@ def _add_looks(commands: Any) -> None:
         "--out", default="", metavar="FILE", help="of csv and jsonl; default: runs.csv"
     )
     export.set_defaults(command=_export)
+    again = commands.add_parser(
+        "reproduce", help="run a finished 03_train run again, and compare"
+    )
+    again.add_argument("run", help="a run's name")
+    again.add_argument("--runs", default="", metavar="DIR")
+    again.add_argument("--keep", action="store_true", help="leave the second run")
+    again.set_defaults(command=_reproduce)
     models = commands.add_parser("models", help="the models there are, and why")
     models.set_defaults(command=_show_models)
 
@@ -377,6 +384,20 @@ def _export(options: argparse.Namespace) -> int:
     done = [run for run in report.read_runs(folder) if run[1].get("state") == "done"]
     print(trackers.export_runs(done, options.kind, Path(os.path.abspath(out))))
     return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    """Exit code 0 when equal or within noise, 1 when different or failed."""
+    from sketchlib.workbook import reproduce
+
+    folder = _find_runs_dir(options.runs)
+    try:
+        found = reproduce.reproduce(folder / options.run, keep=options.keep)
+    except RuntimeError as error:
+        print(f"sketch: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.run}: {found.text}")
+    return int(found.verdict == reproduce.DIFFERENT)
 
 
 def _show_models(options: argparse.Namespace) -> int:

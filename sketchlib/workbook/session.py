@@ -311,8 +311,9 @@ class Progress:
         self.session.run.log(fold=fold, **row)
         self._tracker.epoch(fold, row)
         held = "" if np.isnan(row["valid_loss"]) else f"{row['valid_accuracy']:.3f}"
+        where = f"fold {fold + 1}/{folds}" if fold >= 0 else "all rows"
         self.step(
-            f"fold {fold + 1}/{folds} · epoch {row['epoch']} · loss "
+            f"{where} · epoch {row['epoch']} · loss "
             f"{row['train_loss']:.3f} · held-out accuracy {held or '-'} · "
             f"{row['seconds']:.0f} s"
         )
