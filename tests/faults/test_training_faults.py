@@ -16,6 +16,7 @@ def kill():
     return module
 
 
+@pytest.mark.slow
 def test_f41_sigkill_at_random_moments_loses_nothing(kill, tmp_path):
     kill.write_drawings(tmp_path)
     assert kill.start(tmp_path, "whole").wait() == 0
@@ -25,6 +26,7 @@ def test_f41_sigkill_at_random_moments_loses_nothing(kill, tmp_path):
     assert not list((tmp_path / "killed").rglob("*.pt"))
 
 
+@pytest.mark.slow
 def test_a_difference_would_be_seen(kill, tmp_path):
     kill.write_drawings(tmp_path)
     for run in ("whole", "killed"):

@@ -1,0 +1,87 @@
+"""Every technique of the reports, by the parameter of 03_train that offers it."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sketchlib.training import recipe
+from sketchlib.workbook import parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+SPLITTING = {
+    "stratified hold-out, stratified folds": ["folds"],
+    "group-aware folds": ["audit_run"],
+    "weighted sampler, up- and down-sampling": ["sampler", "class_weights"],
+}
+TRAINING = {
+    "mixed precision": ["precision"],
+    "gradient accumulation": ["accumulate"],
+    "Adam, AdamW, SGD, RAdam": ["optimizer", "momentum"],
+    "SAM": ["sam_rho"],
+    "schedules": ["schedule", "cycles", "plateau_epochs"],
+    "warm-up": ["warmup_epochs"],
+    "cross-entropy, focal, soft F1, BCE": ["loss", "focal_gamma"],
+    "label smoothing": ["label_smoothing"],
+    "L1, L2, weight decay": ["l1", "l2", "weight_decay"],
+    "dropout, stochastic depth": ["drop_rate", "drop_path_rate"],
+    "early stopping": ["patience"],
+    "best-k checkpoints, weight averaging": ["keep", "keep_epochs"],
+    "stop when a target is missed": ["target_accuracy", "target_epochs"],
+    "EMA": ["ema_decay"],
+    "LR finder": ["find_lr"],
+    "time budget": ["budget_minutes"],
+    "resume after any interruption": ["save_minutes", "fresh"],
+    "clipping, a loss that is not finite": ["clip_norm", "retry_nan"],
+    "curriculum of recipes, growing pictures": ["curriculum", "progressive"],
+    "mixup, CutMix with a switch-off epoch": [
+        "mixup_alpha",
+        "cutmix_alpha",
+        "mix_off_epochs",
+    ],
+    "part of the data": ["data_fraction"],
+    "train-only pictures with provenance": ["extra_csv"],
+    "pseudo-labels": [
+        "pseudo_runs",
+        "pseudo_confidence",
+        "pseudo_per_class",
+        "pseudo_weight",
+    ],
+    "final model on all rows": ["all_rows"],
+    "strict repetition": ["deterministic", "seed"],
+}
+
+
+@pytest.fixture(scope="module")
+def schema():
+    return parameters.read_parameters(ROOT / "notebooks" / "03_train.ipynb")
+
+
+@pytest.mark.parametrize("technique", [*SPLITTING, *TRAINING])
+def test_a_technique_is_a_parameter_with_help(schema, technique):
+    for name in (SPLITTING | TRAINING)[technique]:
+        assert name in schema, name
+        assert len(schema[name].help) >= 3, name
+
+
+def test_choices_in_the_help_are_those_of_the_library(schema):
+    for name, choices in (
+        ("loss", recipe.LOSSES),
+        ("class_weights", recipe.CLASS_WEIGHTS),
+        ("schedule", recipe.SCHEDULES),
+        ("keep", recipe.KEEPS),
+        ("norm", recipe.NORMS),
+        ("sampler", recipe.SAMPLERS),
+    ):
+        assert schema[name].choices == choices, name
+
+
+def test_every_field_of_a_recipe_is_a_parameter_and_the_defaults_are_a_recipe(schema):
+    names = [field.name for field in dataclasses.fields(recipe.Recipe)]
+    assert set(names) <= set(schema)
+    made = recipe.Recipe(**{name: schema[name].default for name in names})
+    assert made.epochs == schema["epochs"].default
+    assert all(
+        field.default is dataclasses.MISSING
+        for field in dataclasses.fields(recipe.Recipe)
+    )
