@@ -116,6 +116,7 @@ _SETTINGS = {
     "layer_decay": 0.0,
     "clip_norm": 1.0,
     "frozen": False,
+    "unfreeze_last": 0,
     "norm": "learn",
     "ema_decay": 0.95,
     "keep": "best_mean",
