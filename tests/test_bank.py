@@ -155,7 +155,7 @@ def test_a_run_on_the_bank_leaves_what_a_run_leaves(task, tmp_path):  # noqa: F8
     asked = dataclasses.replace(task, recipe=HEAD, network=network)
     ready = folds.with_bank(asked, 2, [])
     results = [folds.train_fold(ready, fold) for fold in (0, 1)]
-    oof, _ = folds.join_results(results, ready.run_dir)
+    oof, _ = folds.join_results(dict(enumerate(results)), ready.run_dir)
     assert sorted(oof.image_ids) == sorted(task.folds["image_id"])
     made = folds.load_model(ready.run_dir, 0, network, 4)
     _, valid, _ = folds.make_examples(ready, 0)
