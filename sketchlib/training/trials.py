@@ -88,9 +88,11 @@ def train(
     def follow(fold: int) -> Callable[[dict[str, float]], None] | None:
         return (lambda row: on_epoch(fold, row)) if on_epoch else None
 
-    results = [folds.train_fold(task, fold, follow(fold)) for fold in range(count)]
+    results = {
+        fold: folds.train_fold(task, fold, follow(fold)) for fold in range(count)
+    }
     oof, _ = folds.join_results(results, task.run_dir)
-    history = folds.join_histories(results)
+    history = folds.join_histories(results, task.run_dir)
     with workspace.atomic_path(task.run_dir / "history.csv") as temporary:
         history.to_csv(temporary, index=False)
     return oof
