@@ -100,6 +100,7 @@ def make_cam(
         # The graph starts at the picture, so that frozen models have gradients too.
         start = images.detach().clone().to(device, torch.float32).requires_grad_()
         with torch.autocast(device.type, enabled=False):
+            cams: np.ndarray | None
             if method == ROLLOUT:
                 cams = _run_rollout(ready, start.detach())
             else:
