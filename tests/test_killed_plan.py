@@ -58,12 +58,15 @@ def list_tree(pid):
 def kill_tree(process):
     """SIGKILL to all of it at once: each is stopped first, so that none reacts."""
     for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in list_tree(process.pid):
+        tree = list_tree(process.pid)
+        for pid in tree:
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
                 continue
     process.wait()
+    while any(runner._is_alive(pid) for pid in tree):  # a busy machine takes a moment
+        time.sleep(0.05)
 
 
 def start(plan, folder, *arguments):
