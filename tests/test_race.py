@@ -12,7 +12,18 @@ from sketchlib.data import cache, manifest, splits
 from sketchlib.training import folds, models, race, recipes
 
 BASE = cache.Geometry(32, "stretch", "grey", "keep")
-NETWORK = folds.Network("test_resnet", "none", 0.0, 0.0, "random", 32)
+NETWORK = folds.Network(
+    model="test_resnet",
+    weights="none",
+    drop_rate=0.0,
+    drop_path_rate=0.0,
+    head="random",
+    head_layers="linear",
+    head_hidden=0,
+    mapping="",
+    lora_rank=0,
+    side_px=32,
+)
 
 
 def make_track(world, folder, method="probe"):

@@ -145,7 +145,7 @@ def make_track(
     Raises:
         ValueError: the model or the recipe cannot be.
     """
-    head = "random" if asked["weights"] == "none" else asked["head"]
+    head = "random" if asked["weights"] == "none" else "probe"
     epochs, views = int(asked["race_epochs"]), int(asked["race_epochs"])
     asked = {**asked, "head": head}
     asked["augment"], asked["epochs"], asked["keep"] = "none", epochs, "last"
