@@ -108,9 +108,13 @@ class Shared(nn.Module):
         return self.first(self.norm(x)).mean((2, 3))
 
 
-def test_a_network_that_would_change_is_refused():
-    with pytest.raises(ValueError, match="use `norm` still"):
-        kernels.Folded(Shared(), kernels.make_sample(8))
+def test_a_network_that_would_change_is_left_alone():
+    model = Shared().eval()
+    x, keys = torch.randn(2, 3, 8, 8), list(model.state_dict())
+    before = model(x)
+    assert len(kernels.Folded(model, kernels.make_sample(8))) == 0
+    torch.testing.assert_close(model(x), before)
+    assert list(model.state_dict()) == keys
 
 
 def test_a_network_without_norms_has_nothing_to_fold():

@@ -41,6 +41,11 @@ def test_restarts_begin_again_at_half_the_height():
     assert (np.diff(made[:20]) < 0).all()
 
 
+def test_a_long_warm_up_is_cut_to_two_fifths():
+    made = rates(make(epochs=5, lr=1.0, warmup_epochs=30), epochs=6)
+    assert made.argmax() == 20
+
+
 def test_cosine_ends_at_zero_and_warm_up_rises_to_the_peak():
     made = rates(make(epochs=5, lr=1.0, warmup_epochs=1), epochs=6)
     assert (np.diff(made[:10]) > 0).all()

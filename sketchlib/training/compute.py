@@ -211,7 +211,7 @@ def _measure(
     if norm == "folded":
         kernels.Folded(trial, kernels.make_sample(side))
     trial = way.place(trial).train()
-    if norm == "still":
+    if norm != "learn":
         kernels.keep_norms_still(trial)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(size, 3, side, side, generator=generator)

@@ -11,6 +11,7 @@ stride 1 or 2; what does not fit is left as it is.
 import copy
 import ctypes
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -165,60 +166,75 @@ class Folded:
     With statistics that stand still a batch norm is a factor and an offset for each
     channel. Inside the convolution they cost nothing; `restore` puts a norm of
     mean 0 and deviation 1 back, so that the weights fit the architecture again.
+    Where a norm does not follow its convolution, nothing is folded at all.
     """
 
     def __init__(self, model: nn.Module, sample: torch.Tensor) -> None:
-        """Fold in place what leaves the outputs on `sample` (B, 3, S, S) as they are.
-
-        Raises:
-            ValueError: the model is not one where a norm follows its convolution.
-        """
-        self._pairs: list[tuple[nn.Module, str, nn.Module, nn.Conv2d]] = []
+        """Fold in place, if the outputs on `sample` (B, 3, S, S) stay as they are."""
+        self._pairs: list[_Pair] = []
         training = model.training
         model.eval()
         with torch.no_grad():
             before = model(sample)
             for parent in list(model.modules()):
-                self._fold_children(parent)
-            after = model(sample)
+                self._pairs += _fold_children(parent)
+            after = model(sample) if self._pairs else before
         model.train(training)
         worst = float((before - after).abs().max() / before.abs().max().clamp(1e-6))
         if worst > _FOLD_TOLERANCE:
-            raise ValueError(
-                f"`norm` folded should leave the network as it is, but its outputs "
-                f"move by {worst:.1%} of the largest; use `norm` still for this model"
-            )
+            self._undo()
 
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def _fold_children(self, parent: nn.Module) -> None:
-        names = list(parent._modules)
-        for first, second in zip(names, names[1:], strict=False):
-            conv, norm = parent._modules[first], parent._modules[second]
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                if norm.running_mean is None or norm.num_features != conv.out_channels:
-                    continue
-                _fold(conv, norm)
-                parent._modules[second] = getattr(norm, "act", None) or nn.Identity()
-                self._pairs.append((parent, second, norm, conv))
+    def _undo(self) -> None:
+        for pair in self._pairs:
+            pair.conv.weight, pair.conv.bias = pair.weight, pair.bias
+            pair.parent._modules[pair.name] = pair.norm
+        self._pairs = []
 
     def restore(self) -> None:
         """Put the batch norms back; the network computes the same as it does now."""
         with torch.no_grad():
-            for parent, name, norm, conv in self._pairs:
-                known: Any = norm
-                known.running_mean.zero_()
-                known.running_var.fill_(1.0 - known.eps)
-                known.weight.fill_(1.0)
-                known.bias.copy_(conv.bias)
-                if not getattr(conv, "had_bias", False):
-                    conv.bias = None
-                else:
-                    conv.bias.zero_()  # type: ignore[union-attr]
-                norm.to(conv.weight.device)
-                parent._modules[name] = norm
+            for pair in self._pairs:
+                offset: Any = pair.conv.bias
+                pair.norm.running_mean.zero_()
+                pair.norm.running_var.fill_(1.0 - pair.norm.eps)
+                pair.norm.weight.fill_(1.0)
+                pair.norm.bias.copy_(offset)
+                pair.norm.to(offset.device)
+                pair.conv.bias = None
+                if pair.bias is not None:
+                    pair.conv.bias = nn.Parameter(torch.zeros_like(offset))
+                pair.parent._modules[pair.name] = pair.norm
         self._pairs = []
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A norm below `parent`, the convolution before it, and what that one had."""
+
+    parent: nn.Module
+    name: str
+    norm: Any
+    conv: nn.Conv2d
+    weight: Any
+    bias: Any
+
+
+def _fold_children(parent: nn.Module) -> list[_Pair]:
+    """Fold each norm that is listed right after a convolution of its width."""
+    pairs, names = [], list(parent._modules)
+    for first, second in zip(names, names[1:], strict=False):
+        conv, norm = parent._modules[first], parent._modules[second]
+        if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+            continue
+        known = norm.running_mean is not None and norm.affine
+        if known and norm.num_features == conv.out_channels:
+            pairs.append(_Pair(parent, second, norm, conv, conv.weight, conv.bias))
+            _fold(conv, norm)
+            parent._modules[second] = getattr(norm, "act", None) or nn.Identity()
+    return pairs
 
 
 def fold_for_inference(model: nn.Module, side_px: int) -> nn.Module:
@@ -227,10 +243,7 @@ def fold_for_inference(model: nn.Module, side_px: int) -> nn.Module:
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return model
     copied = copy.deepcopy(model)
-    try:
-        Folded(copied, make_sample(side_px).to(next(copied.parameters()).device))
-    except ValueError:  # norms elsewhere: the network as it is
-        return model
+    Folded(copied, make_sample(side_px).to(next(copied.parameters()).device))
     return copied
 
 
@@ -240,7 +253,6 @@ def make_sample(side_px: int) -> torch.Tensor:
 
 
 def _fold(conv: nn.Conv2d, norm: Any) -> None:
-    conv.had_bias = conv.bias is not None  # type: ignore[assignment]
     weight, bias = fuse_conv_bn_weights(
         *(conv.weight, conv.bias, norm.running_mean, norm.running_var),
         *(norm.eps, norm.weight, norm.bias),

@@ -274,7 +274,7 @@ def _train_epoch(state: _State, position: Position, keeper: checkpoints.Keeper) 
     """The updates of an epoch that are left; `position` counts them."""
     recipe, epoch = state.recipe, len(position.rows)
     state.model.train()
-    if recipe.frozen or recipe.norm == "still":
+    if recipe.frozen or recipe.norm != "learn":
         kernels.keep_norms_still(state.bare)
     state.sampler.epoch = epoch
     state.sampler.start = position.step * recipe.batch_size
@@ -536,7 +536,7 @@ def find_lr(
     """
     state = _State(copy.deepcopy(model), train, recipe, way, 0)
     state.model.train()
-    if recipe.frozen or recipe.norm == "still":
+    if recipe.frozen or recipe.norm != "learn":
         kernels.keep_norms_still(state.bare)
     base = [group.get("lr_scale", 1.0) for group in state.optimizer.param_groups]
     rates = np.geomspace(low, high, _FIND_STEPS)

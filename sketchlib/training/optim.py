@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sketchlib.training import recipe as recipes
 
+_WARMUP_SHARE = 0.4  # of the epochs, at most
 _RISE = 0.3  # share of one cycle in which the rate rises
 _START, _END = 25.0, 25.0e4  # its first and last rate, as parts of the peak
 _TIMM = {"cosine": "cosine", "restarts": "cosine", "step": "multistep"}
@@ -78,7 +79,7 @@ def make_schedule(
         cycle_limit=cycles,
         cycle_decay=0.5,
         warmup_lr=recipe.lr / 100,
-        warmup_epochs=recipe.warmup_epochs,  # type: ignore[arg-type]
+        warmup_epochs=min(recipe.warmup_epochs, _WARMUP_SHARE * recipe.epochs),  # type: ignore[arg-type]
         step_on_epochs=False,
         updates_per_epoch=updates,
     )

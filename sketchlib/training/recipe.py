@@ -102,7 +102,8 @@ class _Steps:
             (× 0.1 after `plateau_epochs` without a lower loss) or constant.
         cycles: cosines of `restarts`, ≥ 2.
         plateau_epochs: patience of `plateau`, ≥ 1.
-        warmup_epochs: epochs of linear warm-up, ≥ 0, less than `epochs`.
+        warmup_epochs: epochs of linear warm-up, ≥ 0; no more than two fifths of
+            `epochs` are used.
         weight_decay: ≥ 0.
         layer_decay: lr factor per layer from the head down, 0-1; 0 is off.
         clip_norm: largest gradient norm, 0 is off.
@@ -251,10 +252,7 @@ def _check_ranges(recipe: Recipe) -> None:
         "target_accuracy": (0 <= recipe.target_accuracy < 1, "0-1, under 1"),
         "target_epochs": (recipe.target_epochs >= 1, "at least 1"),
         "seed": (recipe.seed >= 0, "0 or more"),
-        "warmup_epochs": (
-            0 <= recipe.warmup_epochs < recipe.epochs,
-            f"0 to less than epochs ({recipe.epochs})",
-        ),
+        "warmup_epochs": (recipe.warmup_epochs >= 0, "0 or more"),
     }
     for name, (holds, wanted) in ranges.items():
         if not holds:
@@ -383,7 +381,6 @@ def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
     return dataclasses.replace(
         recipe,
         epochs=epochs,
-        warmup_epochs=min(recipe.warmup_epochs, epochs / 4),
         mix_off_epochs=min(recipe.mix_off_epochs, epochs),
         cycles=max(2, min(recipe.cycles, epochs)),
         schedule="cosine"
