@@ -53,9 +53,8 @@ def main(data_dir: Path, runs_dir: Path, audit: str) -> None:
     )
     started = time.perf_counter()
     ready = folds.with_bank(task, DRAWS, [])
-    print(
-        f"bank {ready.feature_bank.features.shape}: {time.perf_counter() - started:.0f} s"
-    )
+    seconds = time.perf_counter() - started
+    print(f"bank {ready.feature_bank.features.shape}: {seconds:.0f} s")
     started, rows = time.perf_counter(), []
     for layers in LAYERS:
         for seed in range(3):
