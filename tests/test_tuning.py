@@ -1,4 +1,5 @@
 import datetime
+import os
 import socket
 import time
 
@@ -10,7 +11,7 @@ from optuna.trial import TrialState
 
 from sketchlib import workspace
 from sketchlib.data import manifest, splits
-from sketchlib.training import predictions, spaces, trials, tuning
+from sketchlib.training import predictions, spaces, trials, tuning, workers
 from sketchlib.workbook import parameters, searches
 
 
@@ -162,6 +163,17 @@ def test_f58_a_journal_cut_mid_line_is_mended(quick, monkeypatch, capsys):
     assert len(found) == 8
     assert "1 cut line(s)" in capsys.readouterr().out
     assert b'"trial_' in journal.with_suffix(".broken").read_bytes()
+
+
+def test_f58_two_workers_share_a_study_and_its_budget(search):
+    said = []
+    study = workers.run(change(search, jobs=2), engine="local", say=said.append)
+    found = tuning.read_trials(study, search)
+    live = found[found["state"].isin(["complete", "pruned"])]
+    assert 4 <= len(live) <= 5  # both may ask for the last one
+    assert len(said) == len(live)
+    pids = {t.user_attrs["pid"] for t in study.get_trials()}
+    assert len(pids) == 2 and os.getpid() not in pids
 
 
 def test_a_live_trial_of_another_machine_is_left_alone_until_it_is_silent(search):
