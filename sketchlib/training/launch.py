@@ -3,8 +3,9 @@
 A notebook's kernel must not fork once it has touched a device, so it writes the task
 into the fold's folder, starts the processes and follows the epochs they append.
 `python -m sketchlib.training.launch FILE` is what each process runs. More machines:
-put accelerate's flags into SKETCHBOOK_LAUNCH, and start `... launch join FOLDER` on
-the others. Limits: the folders must be on a disk that every machine sees.
+put accelerate's flags into SKETCHBOOK_LAUNCH, and start the same command with its own
+`--machine_rank` on the others, fold by fold. Limits: the folders must be on a disk
+that every machine sees; more than one machine has not been tried.
 """
 
 import contextlib
