@@ -50,8 +50,19 @@ test-slow: export HF_HUB_OFFLINE := 1
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-bench: setup
-	$(BIN)/python benchmarks/duplicates.py
+bench: data/demo
+	-$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/duplicates.py --pictures 2000
+	$(BIN)/python benchmarks/augment.py data/demo/train --side 128
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/sketch run 01_eda -p run_name audit --runs runs/bench
+	$(BIN)/python benchmarks/time_to_accuracy.py --runs runs/bench
+	$(BIN)/python benchmarks/feature_bank.py data/demo runs/bench
+	$(BIN)/python benchmarks/ensemble.py
+	$(BIN)/python benchmarks/table.py
+
+data/demo: | setup
+	$(BIN)/sketch demo
 
 figures: setup
 	$(BIN)/python docs/make_figures.py

@@ -28,6 +28,7 @@ import torch
 import torchvision.transforms as T
 from albumentations.pytorch import ToTensorV2
 from PIL import Image
+from table import ratio_row, write_rows
 from torch.utils.data import DataLoader, Dataset
 
 from sketchlib.data import cache, images, manifest
@@ -36,6 +37,7 @@ from sketchlib.training import datasets, kernels
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RECIPE = "flip_rotate_light"
 BATCH = 64
+GOALS = {"OpenCV": 5.0, "Pillow": 10.0}
 
 
 class Files(Dataset):
@@ -164,14 +166,14 @@ def compare(paths: list[str], folder: Path, side: int, rounds: int) -> pd.DataFr
                     spent = time_pipeline(loader)
                     rows.append((side, channels, number, name, own, spent))
     columns = ["side", "channels", "round", "pipeline", "ours", "theirs"]
-    table = pd.DataFrame(rows, columns=columns)
-    table["ratio"] = table["theirs"] / table["ours"]
-    return table[table["round"] > 0]  # the first round fills the disk cache
+    found = pd.DataFrame(rows, columns=columns)
+    found["ratio"] = found["theirs"] / found["ours"]
+    return found[found["round"] > 0]  # the first round fills the disk cache
 
 
-def summarise(table: pd.DataFrame) -> pd.DataFrame:
+def summarise(found: pd.DataFrame) -> pd.DataFrame:
     """Medians, and the range of the ratios over rounds."""
-    parts = table.groupby(["side", "channels", "pipeline"], sort=False)
+    parts = found.groupby(["side", "channels", "pipeline"], sort=False)
     return pd.DataFrame(
         {
             "ours_per_s": (1 / parts["ours"].median()).round(),
@@ -212,9 +214,27 @@ def main() -> None:
         f"{len(paths)} pictures, {platform.machine()}, python "
         f"{platform.python_version()}, torch {torch.__version__}, cv2 {cv2.__version__}"
     )
+    rows = []
     for side in asked.side:
-        table = summarise(compare(paths, asked.folder, side, asked.rounds))
-        print(table.to_string(index=False))
+        found = compare(paths, asked.folder, side, asked.rounds)
+        print(summarise(found).to_string(index=False))
+        rows += make_rows(found)
+    write_rows("augment", rows)
+
+
+def make_rows(found: pd.DataFrame) -> list[dict[str, object]]:
+    """A line of the common table for every side, channel and peer."""
+    rows = []
+    for key, part in found.groupby(["side", "channels", "pipeline"], sort=False):
+        side, channels, peer = key
+        pairs = [
+            (1 / ours, 1 / theirs)
+            for ours, theirs in zip(part["ours"], part["theirs"], strict=True)
+        ]
+        what = f"a. loading and augmenting {side} px {channels} / {peer}"
+        goal = GOALS["OpenCV" if "OpenCV" in str(peer) else "Pillow"]
+        rows.append(ratio_row(what, pairs, goal, "pictures/s and core"))
+    return rows
 
 
 if __name__ == "__main__":

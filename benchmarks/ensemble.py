@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.metrics import accuracy_score
+from table import plain_row, ratio_row, write_rows
 
 from sketchlib.analysis import combiners, joining, search
 from sketchlib.training.predictions import Predictions
@@ -137,16 +138,49 @@ def main() -> None:
             count_hits(probs, truth, ours[: len(peer)]),
         )
         print(f"{name}: {same[0]:,} hits after {len(peer)} steps, ours {same[1]:,}")
-    table = pd.DataFrame(rows, columns=["what", "seconds", "processor_seconds"])
+    write(asked, rows, peak)
+    listed = pd.DataFrame(rows, columns=["what", "seconds", "processor_seconds"])
     print(
         f"{asked.runs} runs x {asked.pictures:,} pictures x {asked.classes} classes, "
     )
     print(f"{asked.steps} steps, 5 folds; peak memory of all methods {peak:.2f} GB")
-    print(table.round(2).to_string(index=False))
+    print(listed.round(2).to_string(index=False))
     kept = ["name", "kind", "accuracy", "gain", "gain_low", "gain_high", "verdict"]
     best = found.table[found.table["kind"] != "run"]
     print(best[kept].round(4).to_string(index=False))
     print(f"recommended: {found.recommended}")
+
+
+def write(
+    asked: argparse.Namespace, rows: list[tuple[str, float, float]], peak: float
+) -> None:
+    """Lines of the common table; goals hold at the full size only."""
+    spent = {name: clock for name, clock, _ in rows}
+    size = f"{asked.runs} runs x {asked.pictures:,} x {asked.classes}"
+    whole = (asked.runs, asked.pictures, asked.classes) == (40, 15000, 500)
+    goals = [
+        ("all methods", spent["all methods"], 60.0, "s"),
+        ("greedy", spent["gathering rows"] + spent["greedy"], 10.0, "s"),
+        ("peak memory", peak, 4.0, "GB"),
+    ]
+    lines = [
+        plain_row(
+            f"f. ensemble search, {size}: {name}",
+            f"{value:.2f} {unit}",
+            f"< {goal:g} {unit}" if whole else "-",
+            value < goal if whole else None,
+        )
+        for name, value, goal, unit in goals
+    ]
+    ours = spent["greedy"]
+    lines += [
+        ratio_row(
+            f"f. greedy, 1 / seconds / {name}", [(1 / ours, 1 / value)], 0.0, "1/s"
+        )
+        for name, value in spent.items()
+        if name.endswith("to scale")
+    ]
+    write_rows("ensemble", lines)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from table import plain_row, write_rows
+
 ROOT = Path(__file__).resolve().parents[1]
 GOALS = {"import sketchlib": 0.2, "sketch --help": 0.5, "sketch run − bare script": 5.0}
 PARAMETERS = 'runs_dir: str = "runs"  # place\nrun_name: str = "empty"  # folder\n'
@@ -100,9 +102,20 @@ def main() -> int:
         told = "" if goal is None else f"≤ {goal:g}" + " MISSED" * (middle > goal)
         spread = f"{min(values):.2f} – {max(values):.2f}"
         print(f"{name:<28}{middle:>9.2f}  {spread:<16}{told}")
+    write(pairs)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     print(f"{cores or os.cpu_count()} cores, Python {sys.version.split()[0]}")
     return int(missed > 0)
+
+
+def write(pairs: dict[str, list[float]]) -> None:
+    """Lines of the common table for what has a goal."""
+    lines = []
+    for name, goal in GOALS.items():
+        middle = statistics.median(pairs[name])
+        told = f"{middle:.2f} s ({min(pairs[name]):.2f}-{max(pairs[name]):.2f})"
+        lines.append(plain_row(f"h. {name}", told, f"≤ {goal:g} s", middle <= goal))
+    write_rows("startup", lines)
 
 
 if __name__ == "__main__":

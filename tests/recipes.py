@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sketchlib.training import compute, loop
+from sketchlib.training import compute, folds, loop
 
 PLAIN = loop.Recipe(
     augment="flip",
@@ -47,6 +47,18 @@ PLAIN = loop.Recipe(
     seed=0,
 )
 FP32 = compute.Compute("cpu", "fp32", "nchw", 0.0)
+TINY = folds.Network(
+    model="test_resnet",
+    weights="none",
+    drop_rate=0.0,
+    drop_path_rate=0.0,
+    head="random",
+    head_layers="linear",
+    head_hidden=8,
+    mapping="",
+    lora_rank=0,
+    side_px=32,
+)
 
 
 def make(**changes) -> loop.Recipe:

@@ -3,20 +3,13 @@
 The kinds are planted by `benchmarks/duplicates.py`, which measures them at size.
 """
 
-import importlib.util
-from pathlib import Path
-
 import cv2
+import duplicates as bench
 import numpy as np
 import pandas as pd
 import pytest
 
 from sketchlib.data import audit, duplicates, groups
-
-_PATH = Path(__file__).parents[1] / "benchmarks" / "duplicates.py"
-_SPEC = importlib.util.spec_from_file_location("benchmark_duplicates", _PATH)
-bench = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(bench)
 
 
 def _audit_all(folder, pictures):

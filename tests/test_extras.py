@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import draw_shape
-from recipes import FP32, make
+from recipes import FP32, TINY, make
 
 from sketchlib import workspace
 from sketchlib.analysis import pseudo
@@ -42,18 +42,7 @@ def make_task(world, tmp_path, extra, table):
         table=table,
         folds=splits.make_folds(table, None, 2, seed=0),
         pixels=pixels,
-        network=folds.Network(
-            model="test_resnet",
-            weights="none",
-            drop_rate=0.0,
-            drop_path_rate=0.0,
-            head="random",
-            head_layers="linear",
-            head_hidden=8,
-            mapping="",
-            lora_rank=0,
-            side_px=32,
-        ),
+        network=TINY,
         recipe=make(epochs=1),
         way=FP32,
         tta=(),

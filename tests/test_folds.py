@@ -2,23 +2,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from recipes import FP32, make
+from recipes import FP32, TINY, make
 
 from sketchlib.data import cache, manifest, splits
 from sketchlib.training import folds, loop
 
-NETWORK = folds.Network(
-    model="test_resnet",
-    weights="none",
-    drop_rate=0.0,
-    drop_path_rate=0.0,
-    head="random",
-    head_layers="linear",
-    head_hidden=8,
-    mapping="",
-    lora_rank=0,
-    side_px=32,
-)
+NETWORK = TINY
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from recipes import FP32, make
+from recipes import FP32, TINY, make
 
 from sketchlib.data import cache, manifest, splits
 from sketchlib.training import folds, launch
@@ -19,7 +19,7 @@ def task(world, tmp_path_factory):
         table=table,
         folds=splits.make_folds(table, None, 2, seed=0),
         pixels=cache.open_pixels(table, world, geometry, folder / "cache"),
-        network=folds.Network("test_resnet", "none", 0.0, 0.0, "random", 32),
+        network=TINY,
         recipe=make(epochs=2, norm="still", batch_size=9, ema_decay=0.9),
         way=FP32,
         tta=("hflip",),

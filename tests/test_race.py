@@ -6,24 +6,13 @@ import pytest
 import timm
 import torch
 import yaml
-from recipes import FP32, make
+from recipes import FP32, TINY, make
 
 from sketchlib.data import cache, manifest, splits
-from sketchlib.training import folds, models, race, recipes
+from sketchlib.training import models, race, recipes
 
 BASE = cache.Geometry(32, "stretch", "grey", "keep")
-NETWORK = folds.Network(
-    model="test_resnet",
-    weights="none",
-    drop_rate=0.0,
-    drop_path_rate=0.0,
-    head="random",
-    head_layers="linear",
-    head_hidden=0,
-    mapping="",
-    lora_rank=0,
-    side_px=32,
-)
+NETWORK = TINY
 
 
 def make_track(world, folder, method="probe"):

@@ -1,5 +1,6 @@
 """Averaged models are averages, scored on pictures no ingredient trained on."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,16 +8,16 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from recipes import TINY
 from safetensors.torch import save_file
 
 from sketchlib.analysis import soups
 from sketchlib.analysis.looking import Glass
 from sketchlib.data import cache
-from sketchlib.training import folds
 from sketchlib.training.predictions import Predictions
 
 CLASSES = ["a", "b", "c"]
-NETWORK = folds.Network("resnet10t", "none", 0.0, 0.0, "random", 32)
+NETWORK = dataclasses.replace(TINY, model="resnet10t")
 
 
 def make_glass(folder, seed):

@@ -34,11 +34,8 @@ class MultiDropout(nn.Linear):
         """(B, D) → (B, K)."""
         if not self.training:
             return super().forward(features)
-        draws = [super().forward(self.drop(features))]
-        draws += [
-            nn.Linear.forward(self, self.drop(features)) for _ in range(MASKS - 1)
-        ]
-        return torch.stack(draws).mean(0)
+        masked = torch.stack([self.drop(features) for _ in range(MASKS)])  # (5, B, D)
+        return super().forward(masked.mean(0))  # linear: the mean may come first
 
 
 def make_head(

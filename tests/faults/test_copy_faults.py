@@ -1,19 +1,12 @@
 """Faults 19-23: what must be found as a copy, and what must stay apart."""
 
-import importlib.util
-from pathlib import Path
-
 import cv2
+import duplicates as bench
 import numpy as np
 import pandas as pd
 import pytest
 
 from sketchlib.data import audit, duplicates, groups, images, measures
-
-_PATH = Path(__file__).parents[2] / "benchmarks" / "duplicates.py"
-_SPEC = importlib.util.spec_from_file_location("benchmark_copies", _PATH)
-bench = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(bench)
 
 NAMED = {  # row 19: what is planted → what it must be called
     "hflip": "hflip",
