@@ -108,6 +108,7 @@ _SETTINGS = {
     "sam_rho": 0.02,
     "lr": 0.003,
     "momentum": 0.9,
+    "beta2": 0.999,
     "schedule": "plateau",
     "cycles": 2,
     "plateau_epochs": 2,

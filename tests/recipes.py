@@ -17,6 +17,7 @@ PLAIN = loop.Recipe(
     l2=0.0,
     sam_rho=0.0,
     momentum=0.9,
+    beta2=0.999,
     cycles=2,
     plateau_epochs=2,
     keep_epochs=2,

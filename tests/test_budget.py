@@ -27,6 +27,16 @@ def test_epochs_go_first_then_folds_then_size():
     assert budget.make_plan(WANTED, 10, LOAD) == budget.Plan(96, 3, 1)
 
 
+def test_a_machine_that_is_faster_than_thought_gets_more_epochs(tmp_path):
+    clock = budget.make_clock(WANTED, 12, LOAD, tmp_path / "budget.json", spent=0)
+    first = clock.count_epochs(0)
+    assert clock.count_all() == 5 * first
+    clock.saw(150.0)
+    second = clock.count_epochs(1)
+    assert first < second <= WANTED.epochs
+    assert clock.count_all() == first + 4 * second
+
+
 def test_a_machine_that_slows_down_gets_fewer_epochs(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])

@@ -41,6 +41,18 @@ def test_restarts_begin_again_at_half_the_height():
     assert (np.diff(made[:20]) < 0).all()
 
 
+@pytest.mark.parametrize("name", ["adamw", "lamb", "sgd", "adan", "adafactor"])
+def test_optimisers_with_two_betas_get_them(name):
+    made = optimizer_of(name).param_groups[0]
+    wanted = (0.9, 0.95) if name in ("adamw", "lamb") else made.get("betas")
+    assert made.get("betas") == wanted
+
+
+def optimizer_of(name):
+    recipe = make(optimizer=name, beta2=0.95)
+    return optim.make_optimizer(torch.nn.Linear(2, 2), recipe, 0.1)
+
+
 def test_a_long_warm_up_is_cut_to_two_fifths():
     made = rates(make(epochs=5, lr=1.0, warmup_epochs=30), epochs=6)
     assert made[:20].argmax() == 19 and made[21:].max() < made[20]

@@ -17,7 +17,7 @@ SPLITTING = {
 TRAINING = {
     "mixed precision": ["precision"],
     "gradient accumulation": ["accumulate"],
-    "Adam, AdamW, SGD, RAdam": ["optimizer", "momentum"],
+    "Adam, AdamW, SGD, RAdam": ["optimizer", "momentum", "beta2"],
     "SAM": ["sam_rho"],
     "schedules": ["schedule", "cycles", "plateau_epochs"],
     "warm-up": ["warmup_epochs"],

@@ -199,8 +199,8 @@ def plot_reliability(
     )
     ax.plot(table["confidence"], table["accuracy"], "o-", color=plots.WARM, ms=5, lw=1)
     if after is not None:
-        style = {"color": plots.COOL, "ms": 4, "lw": 1}
-        ax.plot(after["confidence"], after["accuracy"], "s-", **style)
+        x, y = after["confidence"], after["accuracy"]
+        ax.plot(x, y, "s-", color=plots.COOL, ms=4, lw=1)
         ax.text(0.04, 0.86, "blue: temperature-scaled", color=plots.COOL, fontsize=8)
     ax.text(0.04, 0.93, "under-confident", color=plots.GREY, fontsize=8)
     ax.text(0.96, 0.04, "over-confident", color=plots.GREY, fontsize=8, ha="right")

@@ -78,8 +78,11 @@ def _count_epochs(
 class Clock:
     """Epochs of each fold, counted from the time that is left; see `make_clock`."""
 
-    def __init__(self, plan: Plan, seconds: float, load: Load, path: Path) -> None:
+    def __init__(
+        self, plan: Plan, seconds: float, load: Load, path: Path, most: int
+    ) -> None:
         self.plan = plan
+        self.most = most  # epochs a fold, when the machine is faster than thought
         self.seconds = seconds
         self.load = load
         self.path = path
@@ -109,7 +112,13 @@ class Clock:
         )
         if affordable < 2 and fold > 0:
             return 0
-        return max(1, min(affordable, self.plan.epochs))
+        return max(1, min(affordable, self.most))
+
+    def count_all(self) -> int:
+        """Epochs of all folds; those not decided yet are taken to be like the last."""
+        decided = list(self._kept["epochs"].values())
+        last = decided[-1] if decided else self.plan.epochs
+        return sum(decided) + last * (self.plan.folds - len(decided))
 
     def saw(self, images_per_second: float) -> None:
         """Take a measured training speed as the better guess for what is left."""
@@ -131,4 +140,4 @@ def make_clock(
         plan = make_plan(wanted, seconds, load)
         kept = {"asked": asked, "plan": dataclasses.asdict(plan), "epochs": {}}
         workspace.write_json(path, kept)
-    return Clock(Plan(**kept["plan"]), seconds, load, path)
+    return Clock(Plan(**kept["plan"]), seconds, load, path, wanted.epochs)

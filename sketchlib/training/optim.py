@@ -9,11 +9,13 @@ update and of the history, so that a resumed run needs no state of a schedule.
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from inspect import signature
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -31,6 +33,9 @@ def make_optimizer(
     model: nn.Module, recipe: recipes.Recipe, lr: float
 ) -> torch.optim.Optimizer:
     """Timm's optimiser over the bare model, with layer-wise rates."""
+    known = signature(get_optimizer_class(recipe.optimizer)).parameters.get("betas")
+    pair = known is not None and len(known.default or ()) == 2
+    more: dict[str, Any] = {"betas": (recipe.momentum, recipe.beta2)} if pair else {}
     return create_optimizer_v2(
         model,
         opt=recipe.optimizer,
@@ -38,6 +43,7 @@ def make_optimizer(
         weight_decay=recipe.weight_decay,
         momentum=recipe.momentum,
         layer_decay=recipe.layer_decay or None,
+        **more,
     )
 
 

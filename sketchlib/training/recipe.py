@@ -96,7 +96,9 @@ class _Steps:
         optimizer: a name timm knows.
         sam_rho: radius of sharpness-aware minimisation around it, 0 is off.
         lr: peak learning rate, > 0.
-        momentum: of optimisers that have one, 0-1.
+        momentum: of optimisers that have one, 0-1; beta 1 of Adam and its kin.
+        beta2: memory of their squared gradients, 0-1. A short one follows a rising
+            loss before it becomes a spike.
         schedule: cosine (to zero), restarts (`cycles` cosines, each half as high),
             one_cycle (rises for three tenths), step (× 0.1 at 60 and 85 %), plateau
             (× 0.1 after `plateau_epochs` without a lower loss) or constant.
@@ -122,6 +124,7 @@ class _Steps:
     sam_rho: float
     lr: float
     momentum: float
+    beta2: float
     schedule: str
     cycles: int
     plateau_epochs: int
@@ -234,6 +237,7 @@ def _check_ranges(recipe: Recipe) -> None:
         "lr": (0 < recipe.lr < infinite, "over 0"),
         "sam_rho": (0 <= recipe.sam_rho < infinite, "0 or more"),
         "momentum": (0 <= recipe.momentum < 1, "0-1, under 1"),
+        "beta2": (0 <= recipe.beta2 < 1, "0-1, under 1"),
         "cycles": (recipe.cycles >= 2, "at least 2"),
         "plateau_epochs": (recipe.plateau_epochs >= 1, "at least 1"),
         "weight_decay": (0 <= recipe.weight_decay < infinite, "0 or more"),

@@ -325,6 +325,7 @@ class Progress:
 
         def on_epoch(row: dict[str, float]) -> None:
             clock.saw(row["images_per_second"])
+            self.total = clock.count_all()
             self.epoch(fold, clock.plan.folds, row)
 
         return on_epoch
