@@ -160,7 +160,7 @@ def compare(paths: list[str], folder: Path, side: int, rounds: int) -> pd.DataFr
             ours, filled = open_ours(paths, folder, geometry, Path(cache_dir))
             print(f"{side} px, {channels}: filled in {1e3 * filled:.2f} ms a picture")
             for number in range(rounds + 1):
-                ours.sampler.epoch = number
+                ours.batch_sampler.sampler.epoch = number
                 own = time_pipeline(ours, normalise)
                 for name, loader in loaders.items():
                     spent = time_pipeline(loader)

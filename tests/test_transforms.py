@@ -288,7 +288,7 @@ def _epochs_of(workers):
     )
     seen = []
     for epoch in range(2):
-        loader.sampler.epoch = epoch
+        loader.batch_sampler.sampler.epoch = epoch
         drawn = {
             int(position): picture.numpy().tobytes()
             for images, _, positions in loader
