@@ -35,7 +35,7 @@ def ratio_row(
         "ratio": round(median(ratios), 2),
         "spread": f"{ratios[0]:.2f}-{ratios[-1]:.2f}",
         "goal": f"≥ {goal:g}" if goal else "-",
-        "met": "yes" if median(ratios) >= goal else "no",
+        "met": "-" if not goal else "yes" if median(ratios) >= goal else "no",
     }
 
 

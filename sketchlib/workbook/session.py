@@ -331,6 +331,18 @@ class Progress:
         return on_epoch
 
 
+def counter(session: Session, unit: str) -> Callable[[int, int], None]:
+    """A callback of (done, total) whose bar appears with the first call."""
+    made: list[Progress] = []
+
+    def reach(done: int, total: int) -> None:
+        if not made:
+            made.append(Progress(session, total, unit))
+        made[0].reach(done, total)
+
+    return reach
+
+
 def say(text: str) -> None:
     """Show Markdown built from values."""
     from IPython.display import Markdown, display
