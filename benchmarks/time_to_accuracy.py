@@ -23,11 +23,11 @@ from PIL import Image
 from timm.data import create_transform
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from training import make_recipe
+from training import make_recipe, read_defaults
 
 from sketchlib import workspace
 from sketchlib.data import cache, manifest
-from sketchlib.training import compute, models
+from sketchlib.training import compute, heads, models
 from sketchlib.training import folds as fold_runs
 
 MODEL = "tf_efficientnet_lite0"
@@ -106,7 +106,7 @@ def timm_style(
 def fastai_style(
     model: nn.Module, loaders: tuple[DataLoader, DataLoader], epochs: int
 ) -> Iterator[tuple[float, float]]:
-    name = models.classifier_name(model)
+    name = heads.classifier_name(model)
     head = list(model.get_submodule(str(name)).parameters())
     body = [
         weight for weight in model.parameters() if all(weight is not h for h in head)
@@ -145,8 +145,9 @@ def ours(rows: pd.DataFrame, folds: pd.DataFrame, data_dir: Path, epochs: int) -
         started = time.perf_counter()
         geometry = cache.Geometry(SIDE_PX, "ink", "grey", "white")
         pixels = cache.open_pixels(rows, data_dir, geometry, Path(folder))
-        network = fold_runs.Network(MODEL, "auto", 0.2, 0.1, "probe", SIDE_PX)
-        recipe = make_recipe(epochs=epochs, norm="folded", lr=1e-3)
+        asked = read_defaults() | {"model": MODEL, "side_px": SIDE_PX}
+        network = workspace.pick(fold_runs.Network, asked)
+        recipe = make_recipe(epochs=epochs)
         way = compute.choose_compute(
             network.make(rows["label"].nunique()),
             (BATCH, 1, SIDE_PX),

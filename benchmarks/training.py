@@ -93,10 +93,14 @@ def make_examples(pictures: int, classes: int) -> datasets.Examples:
 
 def make_recipe(**changes: object) -> loop.Recipe:
     """The notebook's own defaults, with `changes`."""
+    values = read_defaults() | {"batch_size": BATCH} | changes
+    return workspace.pick(loop.Recipe, values)
+
+
+def read_defaults() -> dict[str, object]:
+    """What 03_train does when nothing is asked."""
     schema = parameters.read_parameters(parameters.find_notebook("03_train"))
-    values = {name: entry.default for name, entry in schema.items()}
-    recipe = workspace.pick(loop.Recipe, values | {"batch_size": BATCH} | changes)
-    return loop.with_epochs(recipe, recipe.epochs)
+    return {name: entry.default for name, entry in schema.items()}
 
 
 def measure_loop(way: compute.Compute, pictures: int) -> float:

@@ -4,7 +4,7 @@
 counted (size, parameters, activations, licence) was counted with `measure` and is held
 against the installed timm by a test, so that showing the table needs no torch.
 ImageNet-Sketch top-1 is timm's results-sketch.csv of 2025-10-30: 1000-way, without any
-training on sketches. Limits: memory is an estimate, right to about a third.
+training on sketches. Limits: memory is a formula, not a measure.
 """
 
 from pathlib import Path
