@@ -65,6 +65,7 @@ class _Sheet:
         cv2.rectangle(self.paper, (x, y), corner, (_FRAME,) * 3, 1)
 
     def draw(self, title: str) -> Figure:
+        """The paper with its texts as one figure."""
         size = (self.width / self.unit, self.height / self.unit + 0.4 * bool(title))
         figure = plt.figure(figsize=size, layout="none")
         share = self.height / self.unit / size[1]

@@ -78,6 +78,7 @@ class _Crew:
         self.stopped = False
 
     def labour(self) -> None:
+        """Take chunks until none is left, or an error ends this thread."""
         while not self.stopped:
             with self.lock:
                 chunk = next(self.todo, None)

@@ -41,6 +41,7 @@ class _Depthwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of input (B, C, H, W) and weight (C, 1, k, k)."""
         x, w = ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         into_x = into_w = None
