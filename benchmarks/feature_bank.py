@@ -16,7 +16,7 @@ from table import plain_row, write_rows
 from sketchlib import workspace
 from sketchlib.data import cache, manifest, splits
 from sketchlib.training import bank, compute, folds, loop
-from sketchlib.workbook import parameters
+from sketchlib.workbook import session
 
 DRAWS = 4
 LAYERS = ("linear", "mlp", "multi_dropout")
@@ -33,8 +33,7 @@ SETTINGS = {
 
 
 def main(data_dir: Path, runs_dir: Path, audit: str) -> None:
-    schema = parameters.read_parameters(parameters.find_notebook("03_train"))
-    values = {name: entry.default for name, entry in schema.items()} | SETTINGS
+    values = session.read_defaults("03_train") | SETTINGS
     table = manifest.read_manifest(data_dir)
     path = runs_dir / audit / "folds.csv"
     found = pd.read_csv(path) if path.exists() else splits.make_folds(table, None, 5, 0)

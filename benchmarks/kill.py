@@ -52,29 +52,21 @@ def train(folder: Path, run: str) -> None:
     """One fold, from the drawings to written predictions; continues by itself."""
     import torch
 
+    from sketchlib import workspace
     from sketchlib.data import cache, manifest, splits
     from sketchlib.training import compute, folds, loop
+    from sketchlib.workbook import session
 
     torch.set_num_threads(1)
+    asked = session.read_defaults("03_train") | _SETTINGS
     table = manifest.read_manifest(folder)
     geometry = cache.Geometry(SIDE_PX, "ink", "grey", "white")
     task = folds.Task(
         table=table,
         folds=splits.make_folds(table, None, 4, seed=0),
         pixels=cache.open_pixels(table, folder, geometry, folder / "cache"),
-        network=folds.Network(
-            model="test_resnet",
-            weights="none",
-            drop_rate=0.2,
-            drop_path_rate=0.0,
-            head="random",
-            head_layers="linear",
-            head_hidden=8,
-            mapping="",
-            lora_rank=0,
-            side_px=SIDE_PX,
-        ),
-        recipe=loop.Recipe(**_SETTINGS),
+        network=workspace.pick(folds.Network, asked),
+        recipe=workspace.pick(loop.Recipe, asked),
         way=compute.Compute("cpu", "fp32", "nchw", 0.0),
         tta=("hflip",),
         run_dir=folder / run,
@@ -86,48 +78,27 @@ def train(folder: Path, run: str) -> None:
     folds.train_fold(task, 0)
 
 
-_SETTINGS = {
+_SETTINGS = {  # what has state, or a moment of its own, is on
+    "model": "test_resnet",
+    "weights": "none",
+    "head": "random",
+    "norm": "learn",
+    "side_px": SIDE_PX,
     "augment": "flip",
     "curriculum": ["6:affine_boxes:0.5"],
-    "progressive": [],
     "mixup_alpha": 0.3,
-    "cutmix_alpha": 0.0,
-    "mix_off_epochs": 2,
-    "data_fraction": 1.0,
     "sampler": "weighted",
     "loss": "focal",
-    "label_smoothing": 0.1,
-    "focal_gamma": 1.0,
-    "class_weights": "none",
-    "l1": 0.0,
-    "l2": 0.0,
     "epochs": EPOCHS,
     "batch_size": 8,
     "accumulate": 2,
-    "optimizer": "adamw",
     "sam_rho": 0.02,
     "lr": 0.003,
-    "momentum": 0.9,
-    "beta2": 0.999,
     "schedule": "plateau",
-    "cycles": 2,
-    "plateau_epochs": 2,
     "warmup_epochs": 1.0,
-    "weight_decay": 0.01,
-    "layer_decay": 0.0,
-    "clip_norm": 1.0,
-    "frozen": False,
-    "unfreeze_last": 0,
-    "norm": "learn",
     "ema_decay": 0.95,
     "keep": "best_mean",
-    "keep_epochs": 3,
-    "patience": 0,
-    "target_accuracy": 0.0,
-    "target_epochs": 1,
-    "retry_nan": False,
     "deterministic": True,
-    "seed": 0,
 }
 
 

@@ -23,12 +23,13 @@ from PIL import Image
 from timm.data import create_transform
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from training import make_recipe, read_defaults
+from training import make_recipe
 
 from sketchlib import workspace
 from sketchlib.data import cache, manifest
 from sketchlib.training import compute, heads, models
 from sketchlib.training import folds as fold_runs
+from sketchlib.workbook import session
 
 MODEL = "tf_efficientnet_lite0"
 SIDE_PX, BATCH = 112, 32
@@ -145,7 +146,7 @@ def ours(rows: pd.DataFrame, folds: pd.DataFrame, data_dir: Path, epochs: int) -
         started = time.perf_counter()
         geometry = cache.Geometry(SIDE_PX, "ink", "grey", "white")
         pixels = cache.open_pixels(rows, data_dir, geometry, Path(folder))
-        asked = read_defaults() | {"model": MODEL, "side_px": SIDE_PX}
+        asked = session.read_defaults("03_train") | {"model": MODEL, "side_px": SIDE_PX}
         network = workspace.pick(fold_runs.Network, asked)
         recipe = make_recipe(epochs=epochs)
         way = compute.choose_compute(

@@ -24,7 +24,7 @@ from torch import nn
 from sketchlib import workspace
 from sketchlib.data import cache
 from sketchlib.training import compute, datasets, kernels, loop
-from sketchlib.workbook import parameters
+from sketchlib.workbook import session
 
 MODEL = "tf_efficientnet_lite0"
 CLASSES, SIDE_PX, BATCH = 86, 128, 32
@@ -93,14 +93,8 @@ def make_examples(pictures: int, classes: int) -> datasets.Examples:
 
 def make_recipe(**changes: object) -> loop.Recipe:
     """The notebook's own defaults, with `changes`."""
-    values = read_defaults() | {"batch_size": BATCH} | changes
+    values = session.read_defaults("03_train") | {"batch_size": BATCH} | changes
     return workspace.pick(loop.Recipe, values)
-
-
-def read_defaults() -> dict[str, object]:
-    """What 03_train does when nothing is asked."""
-    schema = parameters.read_parameters(parameters.find_notebook("03_train"))
-    return {name: entry.default for name, entry in schema.items()}
 
 
 def measure_loop(way: compute.Compute, pictures: int) -> float:

@@ -45,36 +45,6 @@ def test_f13_all_modes_equal_their_rendering_on_white(tmp_path, drawing):
         assert colour.shape == (60, 40, 3), name
 
 
-def test_f14_all_eight_orientations_give_the_same_picture(tmp_path, drawing):
-    expected = np.asarray(drawing.convert("RGB"))
-    undo = {
-        1: [],
-        2: [Image.Transpose.FLIP_LEFT_RIGHT],
-        3: [Image.Transpose.ROTATE_180],
-        4: [Image.Transpose.FLIP_TOP_BOTTOM],
-        5: [Image.Transpose.TRANSPOSE],
-        6: [Image.Transpose.ROTATE_90],
-        7: [Image.Transpose.TRANSVERSE],
-        8: [Image.Transpose.ROTATE_270],
-    }
-    for orientation, steps in undo.items():
-        turned = drawing.convert("RGB")
-        for step in steps:
-            turned = turned.transpose(step)
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        path = save(
-            tmp_path / f"{orientation}.jpg",
-            turned,
-            quality=100,
-            subsampling=0,
-            exif=exif,
-        )
-        got = images.read_picture(path, "colour")
-        assert got.shape == expected.shape, orientation
-        assert np.abs(got.astype(int) - expected).mean() < 3, orientation
-
-
 def test_f11_to_f12_broken_files_name_their_reason(tmp_path, drawing):
     buffer = io.BytesIO()
     drawing.save(buffer, "JPEG")

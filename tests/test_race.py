@@ -129,5 +129,5 @@ def test_a_track_is_made_of_the_training_notebooks_defaults(world, tmp_path):
     track = race.make_track(
         table, fold_table, asked, data_dir=world, cache_dir=tmp_path
     )
-    assert (track.recipe.epochs, track.recipe.warmup_epochs) == (1, 0.25)
+    assert track.recipe.epochs == 1
     assert (track.network.head, track.views, track.method) == ("random", 1, "finetune")

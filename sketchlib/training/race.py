@@ -149,7 +149,6 @@ def make_track(
     epochs, views = int(asked["race_epochs"]), int(asked["race_epochs"])
     asked = {**asked, "head": head}
     asked["augment"], asked["epochs"], asked["keep"] = "none", epochs, "last"
-    asked["warmup_epochs"] = min(float(asked["warmup_epochs"]), epochs / 4)
     network = workspace.pick(folds.Network, asked)
     network.check()
     recipe = workspace.pick(loop.Recipe, asked)
