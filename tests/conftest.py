@@ -1,6 +1,10 @@
 """A tiny world of line drawings, made anew for the tests: nothing is downloaded."""
 
 import os
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts jobs with &,
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and children inherit it
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
