@@ -59,6 +59,7 @@ bench: data/demo
 	$(BIN)/python benchmarks/time_to_accuracy.py --runs runs/bench
 	$(BIN)/python benchmarks/feature_bank.py data/demo runs/bench
 	$(BIN)/python benchmarks/ensemble.py
+	$(BIN)/python benchmarks/gradcam.py
 	$(BIN)/python benchmarks/table.py
 
 data/demo: | setup

@@ -186,11 +186,6 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
-def open_text(path: str | os.PathLike[str]) -> IO[str]:
-    """`path` opened for reading as UTF-8."""
-    return Path(path).open(encoding="utf-8")
-
-
 def _as_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)

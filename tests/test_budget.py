@@ -50,6 +50,14 @@ def test_a_machine_that_slows_down_gets_fewer_epochs(tmp_path, monkeypatch):
     assert clock.count_epochs(2) == 0
 
 
+def test_one_epoch_that_was_held_up_does_not_decide_the_rest(tmp_path):
+    clock = budget.make_clock(WANTED, 20, LOAD, tmp_path / "budget.json", spent=0)
+    first = clock.count_epochs(0)
+    for speed in (100.0, 101.0, 99.0, 30.0):
+        clock.saw(speed)
+    assert clock.count_epochs(1) >= first - 1
+
+
 def test_time_spent_before_training_counts(tmp_path):
     fresh = budget.make_clock(WANTED, 10, LOAD, tmp_path / "a.json", spent=0)
     late = budget.make_clock(WANTED, 10, LOAD, tmp_path / "b.json", spent=300)

@@ -163,16 +163,29 @@ def test_all_plain_blends_in_one_pass_are_the_blends(runs):
         np.testing.assert_allclose(one.probs, expected.probs, atol=1e-6)
 
 
-def test_folds_vote_before_runs_do():
+def test_folds_vote_before_runs_do(tmp_path):
     """One sure model for c and two unsure ones for a in each of three runs."""
-    sure, unsure = set_winners([2], strength=9.0), set_winners([0], strength=0.5)
-    folds = {name: [sure, unsure, unsure] for name in "xyz"}
-    assert ensemble.blend_folds(folds, "soft", "soft").labels.tolist() == [2]
-    assert ensemble.blend_folds(folds, "soft", "hard").labels.tolist() == [2]
-    assert ensemble.blend_folds(folds, "hard", "soft").labels.tolist() == [0]
-    flat = {f"{name} {n}": one for name in "xyz" for n, one in enumerate(folds[name])}
-    twice = ensemble.blend_folds(folds, "soft", "soft").probs
-    np.testing.assert_allclose(twice, ensemble.blend(flat).probs, atol=1e-6)
+    parts = [set_winners([2]), *[set_winners([0], strength=0.5)] * 2]
+    for name in "xyz":
+        for number, part in enumerate(parts):
+            prediction_files.write_predictions(
+                tmp_path / name / f"fold{number}" / "test.npz", part
+            )
+        whole = ensemble.blend({str(n): part for n, part in enumerate(parts)})
+        prediction_files.write_predictions(tmp_path / name / "test.npz", whole)
+
+    def vote(inner, outer):
+        votes = {name: ensemble.read_votes(tmp_path / name, inner) for name in "xyz"}
+        return ensemble.blend(votes, how=outer).labels.tolist()
+
+    assert vote("soft", "soft") == vote("soft", "hard") == [2]
+    assert vote("hard", "soft") == [0]
+
+
+def test_votes_of_folds_need_the_folds(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(FileNotFoundError, match="fold_vote"):
+        ensemble.read_votes(tmp_path / "x", "hard")
 
 
 class TestSubmission:

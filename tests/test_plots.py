@@ -94,7 +94,6 @@ def test_every_figure_draws_without_a_warning(world, findings, recwarn):
         closeups.plot_confusion(breakdown.confusion(oof, manifest)),
         closeups.plot_reliability(calibration.reliability(oof, manifest)),
         closeups.plot_flag_accuracy(breakdown.by_flag(oof, manifest, findings)),
-        closeups.plot_attention(np.full(9, 0.4), np.full(9, 0.1)),
         plots.plot_history(make_history(3)),
     ]
     for one in drawn:

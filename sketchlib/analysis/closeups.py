@@ -237,35 +237,6 @@ def plot_flag_accuracy(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_attention(
-    shares: np.ndarray, ink: np.ndarray, *, ax: Axes | None = None
-) -> Axes:
-    """Where a model looks: share of its attention that lies on ink, all pictures.
-
-    Args:
-        shares: (N,) share of attention on ink, 0-1, `gradcam.ink_share`; NaN where
-            a map is empty, which is left out.
-        ink: (N,) share of the picture that is ink, 0-1: what blind looking gives.
-        ax: where to draw.
-    """
-    ax = plots.make_axes(ax, 2.8)
-    blind = "ink's share of the picture (blind looking)"
-    ax.hist(ink, 50, range=(0, 1), color=plots.FAINT, label=blind)
-    ax.hist(
-        shares[~np.isnan(shares)],
-        50,
-        range=(0, 1),
-        color=plots.WARM,
-        alpha=0.75,
-        label="attention on ink",
-    )
-    ax.legend(loc="upper right")
-    ax.set(xlim=(0, 1), xlabel="share, 0-1", ylabel="pictures")
-    ratio = np.nanmean(shares) / max(float(ink.mean()), 1e-9)
-    ax.set_title(f"Attention on ink, {ratio:.1f} times blind looking")
-    return ax
-
-
 def plot_regions(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Attention on ink, lettering and paper of all pictures, beside their area.
 

@@ -152,27 +152,6 @@ def blend_plain(runs: dict[str, Predictions]) -> dict[str, Predictions]:
     return {how: _decide(first, mean, sums[how], how) for how in METHODS}
 
 
-def blend_folds(
-    folds: dict[str, list[Predictions]], inner: How, outer: How
-) -> Predictions:
-    """Two rounds of voting on the test pictures: a run's folds, then the runs.
-
-    `soft` then `soft` is the mean of everything; `soft` then `hard` one vote a run;
-    `hard` then `soft` one vote a fold's model. Out of fold each picture has one model
-    a run, so the first round cannot be told apart there, and cannot be scored.
-
-    Args:
-        folds: the test predictions of each fold, by run.
-        inner: how a run's folds vote; see `blend`.
-        outer: how the runs vote.
-    """
-    rounds = {
-        name: blend({str(number): one for number, one in enumerate(parts)}, how=inner)
-        for name, parts in folds.items()
-    }
-    return blend(rounds, how=outer)
-
-
 def read_votes(run_dir: Path, inner: str) -> Predictions:
     """A run's test predictions, its folds voting softly or by one vote each.
 

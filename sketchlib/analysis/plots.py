@@ -524,9 +524,11 @@ def _set_score_limits(
     low, high = min(shown), max(shown)
     margin = max(0.1 * (high - low), 0.01)
     # Half the axis is room for the text to the right of the marks.
-    left, right = max(0.0, low - margin), high + margin + 0.55 * (high - low + margin)
+    room = 0.2 if baseline is None and chance is None else 0.55  # for what is written
+    left, right = max(0.0, low - margin), high + margin + room * (high - low + margin)
     ax.set_xlim(left, right)
     ax.set_xticks([tick for tick in ax.get_xticks() if left <= tick <= min(right, 1)])
+    ax.spines["bottom"].set_bounds(left, min(right, 1.0))
     if baseline is not None:
         mark_line(ax, baseline, f"baseline {baseline:.3f}")
     if chance is None:

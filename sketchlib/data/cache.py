@@ -342,15 +342,6 @@ def ground_level(grey: np.ndarray) -> int:
     return int(np.median(np.concatenate(border)))
 
 
-def ink_box(grey: np.ndarray, ground: int) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) around what differs from the ground, pixels.
-
-    A row or column counts when at least two of its pixels are ink, so that a speck
-    does not move the box; a blank picture gives its whole frame.
-    """
-    return _find_box(cv2.LUT(grey, _is_ink(np.arange(256), ground)))
-
-
 def _is_ink(table: np.ndarray, ground: int) -> np.ndarray:
     return (np.abs(table.astype(int) - ground) > _INK_STEP).astype(np.uint8)
 

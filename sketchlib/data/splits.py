@@ -76,11 +76,6 @@ def make_hold_out(
     return table
 
 
-def count_folds(folds: pd.DataFrame) -> int:
-    """How many folds are held out in turn; rows that only train are none."""
-    return int(folds["fold"].max()) + 1
-
-
 def join_groups(*tables: pd.DataFrame) -> pd.DataFrame:
     """Groups that keep every one of several groupings whole, e.g. copies and persons.
 

@@ -7,6 +7,7 @@ Limits: a fold that has begun is not shortened.
 """
 
 import dataclasses
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from sketchlib import workspace
 SIDES_PX = (112, 96)  # smaller sizes to fall back to
 FEW_EPOCHS = 6  # below this, fewer folds come first
 FEW_FOLDS = 3
+RECENT_EPOCHS = 7  # whose speed counts
 _PREDICTING = 0.35  # of the training time that predicting a picture takes
 
 
@@ -87,6 +89,7 @@ class Clock:
         self.load = load
         self.path = path
         self._started = time.monotonic()
+        self._speeds: list[float] = []
         self._kept = workspace.read_json(path)
 
     def left(self) -> float:
@@ -121,8 +124,13 @@ class Clock:
         return sum(decided) + last * (self.plan.folds - len(decided))
 
     def saw(self, images_per_second: float) -> None:
-        """Take a measured training speed as the better guess for what is left."""
-        self.load = dataclasses.replace(self.load, images_per_second=images_per_second)
+        """Take what was measured of late as the better guess for what is left.
+
+        The median of the last epochs: one that something else held up says little.
+        """
+        self._speeds.append(images_per_second)
+        speed = statistics.median(self._speeds[-RECENT_EPOCHS:])
+        self.load = dataclasses.replace(self.load, images_per_second=speed)
 
 
 def make_clock(
