@@ -3,7 +3,7 @@ import pytest
 from sketchlib.training import budget
 
 WANTED = budget.Plan(side_px=128, folds=5, epochs=12)
-LOAD = budget.Load(train=2000, predicted=3000, images_per_second=100)
+LOAD = budget.Load(train=2000, held=500, predicted=3000, images_per_second=100)
 
 
 @pytest.mark.parametrize("seconds", [60, 300, 900, 1500, 5000])
@@ -21,7 +21,7 @@ def test_without_a_limit_or_with_plenty_nothing_changes():
 
 
 def test_epochs_go_first_then_folds_then_size():
-    assert budget.make_plan(WANTED, 1000, LOAD) == budget.Plan(128, 5, 9)
+    assert budget.make_plan(WANTED, 1000, LOAD) == budget.Plan(128, 5, 8)
     assert budget.make_plan(WANTED, 500, LOAD).folds == 3
     assert budget.make_plan(WANTED, 300, LOAD).side_px < 128
     assert budget.make_plan(WANTED, 10, LOAD) == budget.Plan(96, 3, 1)
@@ -69,7 +69,7 @@ def test_a_resumed_run_decides_the_same(tmp_path):
     path = tmp_path / "budget.json"
     clock = budget.make_clock(WANTED, 15, LOAD, path, spent=0)
     decided = clock.count_epochs(0)
-    slower = budget.Load(2000, 3000, 10)
+    slower = budget.Load(2000, 500, 3000, 10)
     again = budget.make_clock(WANTED, 15, slower, path, spent=0)
     assert again.plan == clock.plan
     assert again.count_epochs(0) == decided

@@ -38,12 +38,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Load:
-    """Pictures per fold: `train` each epoch, `predicted` views once.
+    """Pictures per fold: `train` and `held` each epoch, `predicted` views once.
 
     `images_per_second` is the training speed measured at the wanted size.
     """
 
     train: int
+    held: int
     predicted: int
     images_per_second: float
 
@@ -74,7 +75,8 @@ def _count_epochs(
 ) -> int:
     speed = load.images_per_second * (wanted.side_px / side_px) ** 2
     predicting = load.predicted * _PREDICTING / speed
-    return int((seconds / folds - predicting) * speed / load.train)
+    epoch = (load.train + load.held * _PREDICTING) / speed
+    return int((seconds / folds - predicting) / epoch)
 
 
 class Clock:

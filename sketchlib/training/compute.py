@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sketchlib import workspace
 from sketchlib.training import kernels
@@ -25,6 +25,7 @@ LAYOUTS = ("nchw", "channels_last")
 DEPTHWISE = ("torch", "blocks")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PATIENCE = 15.0  # seconds after which nothing is measured a second time
+_SECONDS, _STEPS = 8.0, 100  # of the speed a plan counts on, whichever ends first
 _LOSS_TOLERANCE = 0.05  # relative; bf16 keeps 8 bits of mantissa
 
 
@@ -98,7 +99,7 @@ def choose_compute(
         depthwise: `auto`, or the only one allowed; `blocks` is for CPUs.
         norm: what the recipe does with batch norms; see `loop.Recipe`.
         remember: JSON file of earlier measures.
-        timed: measure the speed even where there is nothing to choose.
+        timed: measure the speed now, over some seconds; see `measure_speed`.
     Raises:
         ValueError: a name that is neither `auto` nor known.
     """
@@ -107,8 +108,22 @@ def choose_compute(
     if device == "cpu":
         kernels.keep_memory()
     allowed = _candidates(device, precision, layout, depthwise, model)
-    if len(allowed) == 1 and not timed:
-        return allowed[0]
+    way = allowed[0]
+    if len(allowed) > 1:
+        way = _recall(model, batch, norm, allowed, remember)
+    if not timed:
+        return way
+    return replace(way, images_per_second=measure_speed(model, batch, norm, way))
+
+
+def _recall(
+    model: nn.Module,
+    batch: tuple[int, int, int],
+    norm: str,
+    allowed: list[Compute],
+    remember: Path,
+) -> Compute:
+    """The fastest of those allowed, from the file of measures or measured now."""
     named = [str(way) for way in allowed]
     key = workspace.hash_value([_machine(), _signature(model), batch, norm, named])
     known = workspace.read_json(remember) if remember.exists() else {}
@@ -206,16 +221,8 @@ def _measure(
     model: nn.Module, batch: tuple[int, int, int], norm: str, way: Compute
 ) -> tuple[float, float]:
     """(loss of the first step, images a second over the best of three steps)."""
-    size, _, side = batch
-    trial = copy.deepcopy(model)
-    if norm == "folded":
-        kernels.Folded(trial, kernels.make_sample(side))
-    trial = way.place(trial).train()
-    if norm != "learn":
-        kernels.keep_norms_still(trial)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(size, 3, side, side, generator=generator)
-    images = images.to(way.device, memory_format=way.memory_format)
+    size = batch[0]
+    trial, images = _prepare(model, batch, norm, way)
     losses, seconds = [], []
     for _ in range(4):
         started = time.perf_counter()
@@ -226,3 +233,45 @@ def _measure(
         losses.append(loss.item())  # waits for the device
         seconds.append(time.perf_counter() - started)
     return losses[0], size / min(seconds[1:])
+
+
+def _prepare(
+    model: nn.Module, batch: tuple[int, int, int], norm: str, way: Compute
+) -> tuple[nn.Module, Tensor]:
+    """A copy of the model as it trains, and a batch of noise, on the device."""
+    size, _, side = batch
+    trial = copy.deepcopy(model)
+    if norm == "folded":
+        kernels.Folded(trial, kernels.make_sample(side))
+    trial = way.place(trial).train()
+    if norm != "learn":
+        kernels.keep_norms_still(trial)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(size, 3, side, side, generator=generator)
+    return trial, images.to(way.device, memory_format=way.memory_format)
+
+
+def measure_speed(
+    model: nn.Module, batch: tuple[int, int, int], norm: str, way: Compute
+) -> float:
+    """Pictures a second of optimiser steps in a row, which a plan can count on.
+
+    The best of a few steps, good for choosing, promises too much; here all steps of
+    some seconds count, after a first one that warms up.
+    """
+    trial, images = _prepare(model, batch, norm, way)
+    weights = [weight for weight in trial.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-6)
+    started, done = time.perf_counter(), -1
+    with torch.random.fork_rng():
+        while done < _STEPS and time.perf_counter() - started < _SECONDS:
+            with way.autocast():
+                loss = trial(images).float().pow(2).mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            loss.item()  # waits for the device
+            done += 1
+            if done == 0:
+                started = time.perf_counter()
+    return round(max(done, 1) * batch[0] / (time.perf_counter() - started), 1)
