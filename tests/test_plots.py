@@ -255,12 +255,10 @@ class TestSheets:
         assert "→ b 0.90" in read_texts(drawn[-1])
         assert "= a 0.90" in read_texts(drawn[-1])
 
-    def test_two_hundred_tiles_take_no_time(self, pictures):
-        import time
-
-        started = time.perf_counter()
-        read_texts(sheets.plot_grid(pictures * 40, ["name"] * 200, columns=10))
-        assert time.perf_counter() - started < 5  # 0.6 s on an idle core
+    def test_two_hundred_tiles_share_one_axes(self, pictures):
+        """An axes a tile takes a minute to draw."""
+        figure = sheets.plot_grid(pictures * 40, ["name"] * 200, columns=10)
+        assert len(figure.axes) == 1
 
     def test_pictures_that_are_none_are_refused(self):
         with pytest.raises(ValueError, match="uint8 .* float64 .*undo the normal"):
