@@ -14,6 +14,7 @@ from sketchlib.analysis import (
     breakdown,
     calibration,
     closeups,
+    curves,
     ensemble,
     plots,
     scores,
@@ -94,7 +95,7 @@ def test_every_figure_draws_without_a_warning(world, findings, recwarn):
         closeups.plot_confusion(breakdown.confusion(oof, manifest)),
         closeups.plot_reliability(calibration.reliability(oof, manifest)),
         closeups.plot_flag_accuracy(breakdown.by_flag(oof, manifest, findings)),
-        plots.plot_history(make_history(3)),
+        curves.plot_history(make_history(3)),
     ]
     for one in drawn:
         assert isinstance(one, Axes | Figure)
@@ -175,7 +176,7 @@ def test_a_single_fold_and_a_single_epoch_are_enough():
     table = pd.DataFrame({"fold": [0], "accuracy": [0.5]})
     assert plots.plot_fold_scores(table, chance=0.25)
     history = make_history(1).head(1).drop(columns=["valid_loss", "valid_accuracy"])
-    assert plots.plot_history(history)
+    assert curves.plot_history(history)
 
 
 def test_classes_keep_their_colour_and_neighbours_differ():

@@ -1,6 +1,5 @@
 """Scores equal scikit-learn's; intervals, verdicts and tables find what was planted."""
 
-
 import numpy as np
 import pandas as pd
 import pytest
