@@ -19,6 +19,12 @@ A plan is a YAML file; see `params/workbooks/`:
       - name: trial                        # eight steps, trial-lite0-pen-0 and so on
         notebook: 03_train
         grid: {model: [lite0, lite1], augment: [pen, none], seed: [0, 1]}
+      - name: big                          # only if lite0 gained over the probe
+        notebook: 03_train
+        promote: {run: lite0, over: probe, at_least: 0.0}
+      - name: story
+        notebook: 07_retrospective
+        after: [big]                       # when it has ended, or was not promoted
 
 A grid's name stands for all its steps, in `needs` and in lists of parameters. Every
 step's parameters are checked before the first one starts; `freshness` decides what
@@ -34,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from sketchlib import workspace
-from sketchlib.workbook import parameters, runner
+from sketchlib.workbook import ladder, parameters, runner
 
 _PLAN_KEYS: dict[str, type] = {"title": str, "parameters": dict, "steps": list}
 _STEP_KEYS: dict[str, type] = {
@@ -48,6 +54,8 @@ _STEP_KEYS: dict[str, type] = {
     "grid": dict,
     "cpus": float,
     "gpus": float,
+    "promote": dict,
+    "after": list,
 }
 _MOST_STEPS = 1000  # of one grid: more is a slip of the pen
 
@@ -57,6 +65,7 @@ class Step:
     """One run of the plan, its parameters checked.
 
     `minutes` are expected, 0 unknown; `cpus` and `gpus` what it needs of a Ray node.
+    `after` are steps it waits for, whether they run or not; `gate` may hold it back.
     """
 
     job: runner.Job
@@ -64,6 +73,8 @@ class Step:
     minutes: float = 0.0
     cpus: float = 1.0
     gpus: float = 0.0
+    after: tuple[str, ...] = ()
+    gate: ladder.Gate | None = None
 
     @property
     def name(self) -> str:
@@ -82,6 +93,11 @@ class Plan:
     def runs_dir(self) -> Path:
         """Where the runs are written."""
         return self.steps[0].job.folder.parent
+
+    @property
+    def gates(self) -> dict[str, ladder.Gate]:
+        """What holds steps back, by their names."""
+        return {step.name: step.gate for step in self.steps if step.gate}
 
 
 # --- reading ----------------------------------------------------------------
@@ -212,6 +228,13 @@ def _check_needs(steps: Sequence[dict[str, Any]], path: str | os.PathLike[str]) 
                     f"step `{entry['name']}` of `{path}` needs `{need}`, but no step "
                     f"before it has that name{parameters.suggest(str(need), seen)}"
                 )
+        for name in entry.get("after", []):
+            if name not in seen:
+                raise ValueError(
+                    f"step `{entry['name']}` of `{path}` comes after `{name}`, but no "
+                    f"step before it has that name{parameters.suggest(str(name), seen)}"
+                )
+        ladder.read_gate(entry, seen, f"step `{entry['name']}` of `{path}`")
         seen.append(entry["name"])
 
 
@@ -234,9 +257,24 @@ def _make_step(
         values |= parameters.check_overrides(schema, share, f"budget_share of {where}")
     values["run_name"] = entry["name"]
     job = runner.make_job(notebook, values)
-    needs = tuple(entry.get("needs", []))
-    numbers = (("minutes", 0), ("cpus", 1), ("gpus", 0))
-    return Step(job, needs, *(float(entry.get(name, least)) for name, least in numbers))
+    gate = ladder.read_gate(entry, [*_named(entry)], where)
+    compared = (gate.over, gate.run) if gate else ()
+    needs = tuple(dict.fromkeys([*entry.get("needs", []), *compared]))
+    return Step(
+        job,
+        needs,
+        minutes=float(entry.get("minutes", 0)),
+        cpus=float(entry.get("cpus", 1)),
+        gpus=float(entry.get("gpus", 0)),
+        after=tuple(entry.get("after", [])),
+        gate=gate,
+    )
+
+
+def _named(entry: dict[str, Any]) -> list[str]:
+    """The steps that an entry names, all of them checked before."""
+    asked = entry.get("promote") or {}
+    return [*entry.get("needs", []), *map(str, (asked.get("run"), asked.get("over")))]
 
 
 def _find_file(file: str, plan: Path) -> Path:
@@ -273,8 +311,9 @@ def _name_members(entry: dict[str, Any], grids: dict[str, list[str]]) -> dict[st
         return [name for value in values for name in _members(value, grids)]
 
     entry = dict(entry)
-    if "needs" in entry:
-        entry["needs"] = spread(entry["needs"])
+    for key in ("needs", "after"):
+        if key in entry:
+            entry[key] = spread(entry[key])
     entry["parameters"] = {
         name: spread(value) if isinstance(value, list) else value
         for name, value in entry.get("parameters", {}).items()

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from sketchlib import workspace
-from sketchlib.workbook import display, freshness, parameters, report, runner
+from sketchlib.workbook import display, freshness, ladder, parameters, report, runner
 from sketchlib.workbook.plan import Plan, Step
 
 _DEMO_DIR = "data/demo"
@@ -95,6 +95,7 @@ class _Progress:
 
     finished: dict[str, str] = dataclasses.field(default_factory=dict)
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     expected: dict[str, float] = dataclasses.field(default_factory=dict)
     taken: float = 0.0
     planned: float = 0.0
@@ -102,11 +103,20 @@ class _Progress:
 
     def blocked(self, step: Step) -> str:
         """The needed step that is not there, if any."""
-        return next((need for need in step.needs if need in self.failed), "")
+        gone = (self.failed, self.skipped)
+        return next((n for one in gone for n in step.needs if n in one), "")
 
     def is_ready(self, step: Step) -> bool:
-        """Whether everything it needs has ended, well or not."""
-        return bool(self.blocked(step)) or set(step.needs) <= set(self.finished)
+        """Whether everything it waits for has ended, well or not."""
+        ended = {*self.finished, *self.failed, *self.skipped}
+        return bool(self.blocked(step)) or (
+            set(step.needs) <= set(self.finished) and set(step.after) <= ended
+        )
+
+    def upstream(self, step: Step) -> dict[str, str]:
+        """When the runs that its result depends on ended."""
+        named = [*step.needs, *(name for name in step.after if name in self.finished)]
+        return {name: self.finished[name] for name in dict.fromkeys(named)}
 
     @property
     def rate(self) -> float:
@@ -141,14 +151,41 @@ def forecast(plan: Plan, *, forced: Sequence[str] = ()) -> None:
     _print_title(plan)
     progress, rerun = _Progress(), set[str]()
     for step in plan.steps:
-        progress.finished[step.name] = freshness.read_finished(step)
-        cause = next((need for need in step.needs if need in rerun), "")
-        why = _explain(step, progress, forced)
-        why = why or f"upstream {cause} runs again" * bool(cause)
-        if why:
-            rerun.add(step.name)
-        print(f"{'run ' if why else 'skip'}  {step.name:<20} {why or 'up to date'}")
+        told = _foresee(step, progress, rerun, forced)
+        print(f"{'run ' if step.name in rerun else 'skip'}  {step.name:<20} {told}")
     print(f"\n{len(rerun)} to run{_estimate_left(plan.steps, _Progress(), forced)}")
+
+
+def _foresee(
+    step: Step, progress: _Progress, rerun: set[str], forced: Sequence[str]
+) -> str:
+    """Why the step would run or not, as far as it is known; updates the others."""
+    if held := progress.blocked(step):
+        progress.skipped[step.name] = "not run"
+        return f"needs {held}, which is not promoted"
+    cause = next((name for name in step.needs if name in rerun), "")
+    known = "" if cause or step.name in forced else _foresee_gate(step)
+    if known.startswith("not promoted"):
+        progress.skipped[step.name] = known
+        return known
+    progress.finished[step.name] = freshness.read_finished(step)
+    why = _explain(step, progress, forced)
+    why = why or f"upstream {cause} runs again" * bool(cause)
+    if not why:
+        return "up to date"
+    rerun.add(step.name)
+    waits = step.gate and cause
+    return f"{why}, if {step.gate.run} is promoted" if waits and step.gate else why
+
+
+def _foresee_gate(step: Step) -> str:
+    """The decision on a step whose rungs are there; empty without a gate."""
+    if step.gate is None:
+        return ""
+    try:
+        return ladder.decide(step.name, step.gate, step.job.folder.parent).text
+    except (ValueError, OSError) as error:
+        return str(error)
 
 
 def check_plan(plan: Plan, forced: Sequence[str]) -> None:
@@ -175,8 +212,7 @@ def _print_title(plan: Plan) -> None:
 def _explain(step: Step, progress: _Progress, forced: Sequence[str]) -> str:
     if step.name in forced:
         return "forced"
-    upstream = {need: progress.finished[need] for need in step.needs}
-    return freshness.explain_run(step, upstream)
+    return freshness.explain_run(step, progress.upstream(step))
 
 
 class _Scheduler:
@@ -220,7 +256,11 @@ class _Scheduler:
         head = f"[{number}/{len(self.steps)}] {step.name}"
         if blocked := self.progress.blocked(step):
             print(f"{head}: not run, because it needs {blocked}", flush=True)
-            self.progress.failed[step.name] = "not run"
+            held = blocked in self.progress.skipped
+            gone = self.progress.skipped if held else self.progress.failed
+            gone[step.name] = "not run"
+            return
+        if step.gate and not self._pass_gate(step, step.gate, head):
             return
         why = _explain(step, self.progress, self.forced)
         if not why:
@@ -231,13 +271,31 @@ class _Scheduler:
         left = _estimate_left([step, *self.waiting], self.progress, self.forced)
         elapsed = display.format_seconds(time.monotonic() - self.started)
         print(f"{head}: {why}  ({elapsed} so far{left})", flush=True)
-        upstream = {need: self.progress.finished[need] for need in step.needs}
+        upstream = self.progress.upstream(step)
         facts = {
             "fingerprint": freshness.make_fingerprint(step, upstream),
             "needs": list(step.needs),
         }
         self.place.start(step, dataclasses.replace(step.job, facts=facts))
         self.running.append(step)
+
+    def _pass_gate(self, step: Step, gate: ladder.Gate, head: str) -> bool:
+        """Whether the rung below was worth it; said, and kept beside the run."""
+        runs_dir = step.job.folder.parent
+        try:
+            decision = ladder.decide(step.name, gate, runs_dir)
+        except (ValueError, OSError) as error:
+            print(f"{head}: not run, {error}", file=sys.stderr, flush=True)
+            self.progress.failed[step.name] = "not comparable"
+            self.progress.code = self.progress.code or 1
+            return False
+        ladder.keep(decision, runs_dir)
+        if decision.promoted or step.name in self.forced:
+            print(f"{head}: {decision.text}", flush=True)
+            return True
+        print(f"{head}: not run, {decision.text}", flush=True)
+        self.progress.skipped[step.name] = decision.text
+        return False
 
     def _settle(self, step: Step, outcome: runner.Outcome) -> None:
         self.running.remove(step)
@@ -307,6 +365,8 @@ def _list_stale(
     rerun: set[str] = set()
     for step in steps:
         known = {need: _know(steps, progress, need) for need in step.needs}
+        ended = {name: _know(steps, progress, name) for name in step.after}
+        known |= {name: when for name, when in ended.items() if when}
         stale = freshness.explain_run(step, known)
         if rerun & set(step.needs) or step.name in forced or stale:
             rerun.add(step.name)
@@ -334,6 +394,9 @@ def _print_end(plan: Plan) -> None:
         took = display.format_seconds(seconds) if seconds is not None else ""
         state = runner.read_state(record)
         print(f"{step.name:<{wide}}{score:>7}  {interval:<17}{took:>10}  {state}")
+    if plan.gates:
+        print("\nrung by rung: time, score, gain over the one before")
+        print("\n".join(ladder.describe_rungs(plan.gates, plan.runs_dir)))
     submission = plan.runs_dir / "submission.csv"
     if submission.exists():
         print(f"\n{submission}")
