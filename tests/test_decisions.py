@@ -109,3 +109,10 @@ def test_refuted_pairs_are_no_pairs_whichever_way_round(path):
     assert left["image_id_b"].tolist() == ["c"]
     left = decisions.without_refuted(pairs, give(path, ("a", "keep", "", "b")))
     assert len(left) == 2
+
+
+def test_data_without_a_pair_of_copies_keep_the_columns_of_pairs():
+    none = pd.DataFrame(columns=["image_id_a", "image_id_b", "kind", "score"])
+    kept = decisions.without_refuted(none, decisions.Verdicts())
+    assert list(kept.columns) == list(none.columns)
+    assert len(kept) == 0

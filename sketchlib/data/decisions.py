@@ -350,7 +350,7 @@ def without_refuted(pairs: pd.DataFrame, verdicts: Verdicts) -> pd.DataFrame:
     refuted = {pair for pair, action in verdicts.pairs.items() if action != "keep"}
     ends = zip(pairs["image_id_a"], pairs["image_id_b"], strict=True)
     stands = [frozenset(pair) not in refuted for pair in ends]
-    return pairs[stands].reset_index(drop=True)
+    return pairs.loc[pd.Series(stands, pairs.index, bool)].reset_index(drop=True)
 
 
 def copy_used(data_dir: Path, run_dir: Path) -> None:
