@@ -13,7 +13,26 @@ SPLITTING = {
     "stratified hold-out, stratified folds": ["folds"],
     "group-aware folds": ["audit_run"],
     "weighted sampler, up- and down-sampling": ["sampler", "class_weights"],
+    "composite label as one head, several heads": ["targets", "attributes"],
+    "a model for each attribute": ["columns"],
+    "coarse-to-fine": ["targets", "superclasses", "superclass_count"],
 }
+PIXELS = {
+    "stretch, pad, centre crop, crop to ink": ["fit"],
+    "recipes of augmentation": ["augment", "curriculum"],
+    "greyscale or colour": ["channels"],
+    "background removal": ["paper"],
+    "train-only variants, mosaics": ["extra_csv"],
+}
+MODELS = {
+    "any timm model": ["model", "weights", "side_px"],
+    "feature bank": ["bank_views", "banks"],
+    "LoRA": ["lora_rank"],
+    "fine-tune, frozen, partly frozen": ["frozen", "unfreeze_last", "layer_decay"],
+    "multi-sample dropout, MLP head": ["head_layers", "head_hidden"],
+    "head from the rows of ImageNet": ["head", "mapping"],
+}
+ALL = SPLITTING | PIXELS | MODELS
 TRAINING = {
     "mixed precision": ["precision"],
     "gradient accumulation": ["accumulate"],
@@ -57,9 +76,9 @@ def schema():
     return parameters.read_parameters(ROOT / "notebooks" / "03_train.ipynb")
 
 
-@pytest.mark.parametrize("technique", [*SPLITTING, *TRAINING])
+@pytest.mark.parametrize("technique", [*ALL, *TRAINING])
 def test_a_technique_is_a_parameter_with_help(schema, technique):
-    for name in (SPLITTING | TRAINING)[technique]:
+    for name in (ALL | TRAINING)[technique]:
         assert name in schema, name
         assert len(schema[name].help) >= 3, name
 

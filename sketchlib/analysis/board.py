@@ -39,15 +39,15 @@ def make_submission(
     if sample is None:
         paths = [name.removeprefix("test/") for name in targets.index]
         numbers = range(len(paths))
-        sample = pd.DataFrame({"ID": numbers, columns.path: paths, columns.label: 0})
-    elif columns.label not in sample:
+        sample = pd.DataFrame({"ID": numbers, columns.path: paths, columns.answer: 0})
+    elif columns.answer not in sample:
         raise ValueError(
-            f"the sample submission should have the column `{columns.label}`, but has "
+            f"the sample submission should have the column `{columns.answer}`, but has "
             f"{list(sample.columns)}; name it in the parameter `label_column`"
         )
     values = _in_sample_order(targets, sample, columns)
     submission = sample.copy()
-    submission[columns.label] = values.astype(np.int64)
+    submission[columns.answer] = values.astype(np.int64)
     return submission
 
 
@@ -109,23 +109,23 @@ def check_submission(
     that exist. Values are compared as text, since a CSV is text.
     """
     if sample is not None:
-        _check_against(submission, sample, columns.label)
-    elif columns.label not in submission:
+        _check_against(submission, sample, columns.answer)
+    elif columns.answer not in submission:
         raise ValueError(
-            f"the submission should have the column `{columns.label}`, but has "
+            f"the submission should have the column `{columns.answer}`, but has "
             f"{list(submission.columns)}"
         )
-    targets = submission[columns.label]
+    targets = submission[columns.answer]
     if not pd.api.types.is_integer_dtype(targets):
         raise ValueError(
-            f"`{columns.label}` should hold whole numbers, but is {targets.dtype}; "
+            f"`{columns.answer}` should hold whole numbers, but is {targets.dtype}; "
             "convert it with astype('int64')"
         )
     strange = ~targets.isin(list(given_labels))
     if strange.any():
         row = int(strange.to_numpy().argmax())
         raise ValueError(
-            f"`{columns.label}` should be a label of train.csv "
+            f"`{columns.answer}` should be a label of train.csv "
             f"({min(given_labels)}-{max(given_labels)}), but row {row} has "
             f"{targets.iloc[row]} ({int(strange.sum())} such rows)"
         )
@@ -321,7 +321,7 @@ def bound_score(
 def _labels_of(answer: pd.DataFrame, columns: manifests.Columns) -> pd.Series:
     """Label by picture."""
     key = columns.path if columns.path in answer else answer.columns[0]
-    return answer.set_index(answer[key].astype(str))[columns.label].astype(int)
+    return answer.set_index(answer[key].astype(str))[columns.answer].astype(int)
 
 
 def _solve_bounds(

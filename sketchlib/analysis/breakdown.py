@@ -4,15 +4,11 @@ Tables for reading, the worst always first. Limits: with thirty pictures a class
 recall moves by three points a picture; read it beside the number of pictures.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from sklearn import cluster, metrics
 
 from sketchlib.analysis import calibration, joining, scores
-from sketchlib.data import manifest as manifests
 from sketchlib.training.predictions import Predictions
 
 
@@ -218,29 +214,6 @@ def compare_classes(
 
 
 # --- superclasses -----------------------------------------------------------
-
-
-def read_superclasses(path: Path, classes: Sequence[str]) -> pd.Series:
-    """The coarser class of each class, from a CSV `class_name, superclass`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a column or a class is missing.
-    """
-    table = manifests.read_table(path)
-    if not {"class_name", "superclass"} <= set(table):
-        raise ValueError(
-            f"{path.name} should have the columns class_name and superclass, but has "
-            f"{list(table.columns)}"
-        )
-    found = table.drop_duplicates("class_name").set_index("class_name")["superclass"]
-    missing = [name for name in classes if name not in found.index]
-    if missing:
-        raise ValueError(
-            f"{path.name} should give every class a superclass, but "
-            f"{joining.name_some(missing)} have none; add a row for each"
-        )
-    return found.loc[list(classes)]
 
 
 def learn_superclasses(

@@ -32,6 +32,9 @@ VIEWS: dict[str, tuple[str, ...]] = {
 }
 
 
+_TARGETS = ("columns", "targets", "attributes", "superclasses", "superclass_count")
+
+
 def find_pots(records: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Names of runs that can be averaged: one model, one geometry, two runs at least.
 
@@ -41,7 +44,9 @@ def find_pots(records: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     pots: dict[str, list[str]] = {}
     for name, record in records.items():
         if "network" in record:
-            same = (record["network"]["model"], record.get("geometry"))
+            asked = record.get("parameters", {})
+            targets = [asked.get(name) for name in _TARGETS]  # what its outputs are
+            same = (record["network"]["model"], record.get("geometry"), targets)
             pots.setdefault(repr(same), []).append(name)
     return [names for names in pots.values() if len(names) > 1]
 

@@ -94,16 +94,16 @@ def write_demo(
     names = _check_classes(classes)
     marker = {"version": VERSION, "seed": seed, "classes": names}
     _check_apart(data_dir, truth_dir)
-    data_done, truth_done = _is_done(data_dir, marker), _is_done(truth_dir, marker)
+    data_done, truth_done = is_done(data_dir, marker), is_done(truth_dir, marker)
     if not (data_done and truth_done):
         demo_icons.check_packs()
         pictures = plan_pictures(seed, names)
     if not truth_done:
-        with _whole_folder(truth_dir) as folder:
+        with whole_folder(truth_dir) as folder:
             _write_truth(folder, pictures, seed)
             workspace.write_json(folder / MARKER, marker | {"pictures": 0})
     if not data_done:
-        with _whole_folder(data_dir) as folder:
+        with whole_folder(data_dir) as folder:
             _write_tables(folder, pictures, seed)
             _write_images(folder, pictures, seed, progress)
             workspace.write_json(folder / MARKER, marker | {"pictures": len(pictures)})
@@ -133,7 +133,7 @@ def _check_apart(data_dir: Path, truth_dir: Path) -> None:
         )
 
 
-def _is_done(folder: Path, marker: dict[str, Any]) -> bool:
+def is_done(folder: Path, marker: dict[str, Any]) -> bool:
     """Whether `folder` holds this demo; False when it is free.
 
     Raises FileExistsError when it holds anything else.
@@ -168,7 +168,7 @@ def _read_marker(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path) -> Iterator[Path]:
     """A hidden sibling that becomes `target` when the block succeeds.
 
     What a killed run left there is removed when it is older than an hour.
@@ -205,8 +205,8 @@ def plan_pictures(seed: int, classes: Sequence[str]) -> list[Picture]:
     pictures = []
     positions = {name: at for at, name in enumerate(demo_icons.read_classes())}
     for name in classes:
-        rng = _rng(seed, name)
-        own = _split_class(name, rng)
+        rng = make_rng(seed, name)
+        own = split_class(name, rng)
         copies = _make_copies(own, positions[name], rng)
         pictures += own + copies
         untouched = _untouched(own, copies)
@@ -216,15 +216,15 @@ def plan_pictures(seed: int, classes: Sequence[str]) -> list[Picture]:
     _untouched(pictures, pictures)[0].kind = "corrupt"
     last = classes[-1]
     pictures.append(Picture("", last, last, "train", "blank"))
-    return _name_pictures(pictures, _rng(seed, "names"))
+    return _name_pictures(pictures, make_rng(seed, "names"))
 
 
-def _rng(seed: int, *keys: str) -> np.random.Generator:
+def make_rng(seed: int, *keys: str) -> np.random.Generator:
     """A generator of its own for each picture, so that order does not matter."""
     return np.random.default_rng([seed, *(zlib.crc32(key.encode()) for key in keys)])
 
 
-def _split_class(name: str, rng: np.random.Generator) -> list[Picture]:
+def split_class(name: str, rng: np.random.Generator) -> list[Picture]:
     """A third of the drawings for the test; versions of one design stay together."""
     families: dict[str, list[str]] = {}
     for drawing in demo_icons.read_classes()[name]:
@@ -316,16 +316,16 @@ def _write_tables(folder: Path, pictures: list[Picture], seed: int) -> None:
         if each.subset == "train"
     ]
     test = [each.image_path for each in pictures if each.subset == "test"]
-    _write_csv(folder / "train.csv", ["class_name", "image_path", "target"], train)
-    _write_csv(folder / "test.csv", ["image_path"], [(path,) for path in test])
-    guesses = _rng(seed, "guesses").integers(len(targets), size=len(test))
-    _write_csv(
+    write_csv(folder / "train.csv", ["class_name", "image_path", "target"], train)
+    write_csv(folder / "test.csv", ["image_path"], [(path,) for path in test])
+    guesses = make_rng(seed, "guesses").integers(len(targets), size=len(test))
+    write_csv(
         folder / "sample_submission.csv",
         ["ID", "image_path", "target"],
         list(zip(range(len(test)), test, guesses, strict=True)),
     )
     sources = sorted({_source(each) for each in pictures})
-    _write_csv(folder / "SOURCES.csv", ["set", "name", "author", "licence"], sources)
+    write_csv(folder / "SOURCES.csv", ["set", "name", "author", "licence"], sources)
     workspace.write_text(folder / "README.md", _README)
 
 
@@ -350,14 +350,15 @@ def _write_truth(folder: Path, pictures: list[Picture], seed: int) -> None:
     odd = [(p.image_id, kind) for p in pictures for kind in _oddities(p, seed)]
     drawings = [(each.image_id, *_source(each)[:2]) for each in pictures]
     kinds = ["image_id_a", "image_id_b", "kind"]
-    _write_csv(folder / "copies.csv", kinds, copies)
-    _write_csv(folder / "labels.csv", ["image_id", "given", "true"], labels)
-    _write_csv(folder / "test.csv", ["image_id", "class_name", "target"], test)
-    _write_csv(folder / "oddities.csv", ["image_id", "kind"], odd)
-    _write_csv(folder / "drawings.csv", ["image_id", "set", "name"], drawings)
+    write_csv(folder / "copies.csv", kinds, copies)
+    write_csv(folder / "labels.csv", ["image_id", "given", "true"], labels)
+    write_csv(folder / "test.csv", ["image_id", "class_name", "target"], test)
+    write_csv(folder / "oddities.csv", ["image_id", "kind"], odd)
+    write_csv(folder / "drawings.csv", ["image_id", "set", "name"], drawings)
 
 
-def _write_csv(path: Path, columns: list[str], rows: Sequence[tuple]) -> None:
+def write_csv(path: Path, columns: list[str], rows: Sequence[tuple]) -> None:
+    """Write rows as a CSV with these columns, the same bytes on every machine."""
     table = pd.DataFrame.from_records(rows, columns=columns)
     workspace.write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
@@ -379,7 +380,7 @@ def _source(picture: Picture) -> tuple[str, str, str, str]:
 def _oddities(picture: Picture, seed: int) -> tuple[str, ...]:
     if picture.kind in ("corrupt", "blank"):
         return (picture.kind,)
-    look = demo_drawing.choose_look(_rng(seed, picture.drawing))
+    look = demo_drawing.choose_look(make_rng(seed, picture.drawing))
     marked = picture.kind == "text" and not look.text
     return look.oddities + (("text",) if marked else ())
 
@@ -428,7 +429,7 @@ def _draw_files(job: tuple[Path, int, Picture, list[Picture]]) -> None:
     data = _draw_jpeg(first, seed)
     (folder / first.image_id).write_bytes(data)
     for each in rest:
-        rng = _rng(seed, each.drawing, each.kind)
+        rng = make_rng(seed, each.drawing, each.kind)
         copied = demo_drawing.copy_jpeg(data, each.kind, rng)
         (folder / each.image_id).write_bytes(copied)
 
@@ -436,7 +437,7 @@ def _draw_files(job: tuple[Path, int, Picture, list[Picture]]) -> None:
 def _draw_jpeg(picture: Picture, seed: int) -> bytes:
     if picture.kind == "blank":
         return demo_drawing.encode_jpeg(np.full((240, 300), 255, np.uint8), 90)
-    rng = _rng(seed, picture.drawing)
+    rng = make_rng(seed, picture.drawing)
     look = demo_drawing.choose_look(rng)
     ink = demo_icons.read_ink(picture.drawing)
     sketch = demo_drawing.draw_sketch(ink, look, rng)

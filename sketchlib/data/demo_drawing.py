@@ -72,6 +72,34 @@ def draw_sketch(ink: np.ndarray, look: Look, rng: np.random.Generator) -> np.nda
     """
     size = _choose_size(rng)
     strokes = _set_weight(_shade(ink, rng), rng)
+    return _finish(strokes, size, look, rng)
+
+
+def draw_lines(
+    ink: np.ndarray, look: Look, width_px: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw one sketch of the outline alone, in lines of one weight.
+
+    Args:
+        ink: uint8 (H, W) of an icon, 255 is ink.
+        look: ground, ink colour and text mark.
+        width_px: of the lines, of an icon of 256 px; odd.
+        rng: decides size, tilt, distortion, grain.
+    Returns:
+        As `draw_sketch`.
+    """
+    size = _choose_size(rng)
+    padded = np.pad(ink, 8 + width_px)
+    solid = np.where(padded > 127, 255, 0).astype(np.uint8)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width_px, width_px))
+    edges = cv2.morphologyEx(solid, cv2.MORPH_GRADIENT, disc)
+    return _finish(edges, size, look, rng)
+
+
+def _finish(
+    strokes: np.ndarray, size: tuple[int, int], look: Look, rng: np.random.Generator
+) -> np.ndarray:
+    """Strokes on a page: placed, with grain, on their ground, marked."""
     strokes = _warp(strokes, size, rng)
     strokes = _grain(strokes, rng)
     picture = _lay_down(strokes, look, rng)

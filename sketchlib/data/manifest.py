@@ -2,7 +2,8 @@
 
 Layout (the competition's): `train.csv` with `class_name, image_path, target`,
 pictures below `train/`; `test.csv` with `image_path`, pictures below `test/`;
-`sample_submission.csv`. A folder of class folders without any CSV is read too.
+`sample_submission.csv`. A folder of class folders without any CSV is read too. A label
+may be made of several columns, `mask+gender+age`: each row of values is a class.
 The user's files are only ever read. Limits: everything is held in memory, which
 is a few hundred bytes a picture.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 SUBSETS = ("train", "test")
+MADE_OF = "+"  # joins the columns, and the values, that a class is made of
 PICTURE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
@@ -25,13 +27,25 @@ class Columns:
 
     Attributes:
         path: picture path, relative to `train/` or `test/`.
-        label: integer label.
-        class_name: human name of the class.
+        label: integer label; or columns whose values make one, `mask+gender+age`
+            (`+mask` for a single one).
+        class_name: human name of the class; not read where the label is made.
     """
 
     path: str = "image_path"
     label: str = "target"
     class_name: str = "class_name"
+
+    @property
+    def made_of(self) -> tuple[str, ...]:
+        """The columns that the label is made of; none where it is a column itself."""
+        parts = tuple(part.strip() for part in self.label.split(MADE_OF))
+        return tuple(part for part in parts if part) if MADE_OF in self.label else ()
+
+    @property
+    def answer(self) -> str:
+        """The label's column in a submission, which holds class numbers."""
+        return "target" if self.made_of else self.label
 
 
 COMPETITION = Columns()
@@ -43,7 +57,15 @@ def make_columns(names: Sequence[str]) -> Columns:
         raise ValueError(
             f"`columns` should hold at most three names, but {list(names)} came"
         )
-    return Columns(*names)
+    columns = Columns(*names)
+    if MADE_OF in columns.label and len(set(columns.made_of)) != len(
+        columns.label.removeprefix(MADE_OF).split(MADE_OF)
+    ):
+        raise ValueError(
+            "a label in `columns` should be made of different columns, as in "
+            f"`mask+gender+age` or `+mask`, but {columns.label!r} came"
+        )
+    return columns
 
 
 def read_manifest(data_dir: Path, columns: Columns = COMPETITION) -> pd.DataFrame:
@@ -116,18 +138,32 @@ def read_groups(
         FileNotFoundError: there is no `train.csv`.
         ValueError: it has no such column.
     """
-    parts = []
-    for subset in SUBSETS:
-        path = data_dir / f"{subset}.csv"
-        if subset == "test" and (not path.exists() or name not in read_table(path)):
-            continue
-        table = read_table(path)
-        check_columns(table, [columns.path, name], path)
-        ids = f"{subset}/" + clean_paths(table[columns.path], path)
-        groups = table[name].fillna("").str.strip()
-        parts.append(pd.DataFrame({"image_id": ids, "group": groups}))
-    found = pd.concat(parts, ignore_index=True)
+    parts = [read_values(data_dir, [name], columns)]
+    path = data_dir / "test.csv"
+    if path.exists() and name in read_table(path):
+        parts.append(read_values(data_dir, [name], columns, subset="test"))
+    found = pd.concat(parts, ignore_index=True).rename(columns={name: "group"})
     return found[found["group"] != ""].reset_index(drop=True)
+
+
+def read_values(
+    data_dir: Path,
+    names: Sequence[str],
+    columns: Columns = COMPETITION,
+    subset: str = "train",
+) -> pd.DataFrame:
+    """`image_id` and further columns of the user's as text, row by row.
+
+    Raises:
+        FileNotFoundError: there is no CSV of the subset.
+        ValueError: it lacks one of the columns.
+    """
+    path = data_dir / f"{subset}.csv"
+    table = read_table(path)
+    check_columns(table, [columns.path, *names], path)
+    ids = f"{subset}/" + clean_paths(table[columns.path], path)
+    values = {name: table[name].fillna("").str.strip() for name in names}
+    return pd.DataFrame({"image_id": ids} | values)
 
 
 def read_table(path: Path, notices: list[str] | None = None) -> pd.DataFrame:
@@ -162,9 +198,11 @@ def read_table(path: Path, notices: list[str] | None = None) -> pd.DataFrame:
 
 def _read_train(path: Path, columns: Columns, notices: list[str]) -> pd.DataFrame:
     table = read_table(path, notices)
-    check_columns(table, [columns.path, columns.label], path)
+    check_columns(table, [columns.path, *(columns.made_of or [columns.label])], path)
     if table.empty:
         raise ValueError(f"`{path}` should list pictures, but it has a header only")
+    if columns.made_of:
+        table = _make_labels(table, columns, path)
     named = columns.class_name in table
     rows = pd.DataFrame(
         {
@@ -176,6 +214,42 @@ def _read_train(path: Path, columns: Columns, notices: list[str]) -> pd.DataFram
     )
     _check_classes(rows, path, notices)
     return _drop_repeats(_close_gaps(rows, notices), path, notices)
+
+
+def _make_labels(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame:
+    """The table with label and class name from the values of several columns.
+
+    Numbers follow the values in the order of the columns, numbers before texts.
+    """
+    names = list(columns.made_of)
+    values = table[names].fillna("").apply(lambda column: column.str.strip())
+    empty = (values == "").any(axis=1)
+    if empty.any():
+        row = int(empty.to_numpy().argmax())
+        name = next(name for name in names if values.at[row, name] == "")
+        raise ValueError(
+            f"`{name}` should have a value in every row, since the label is made of "
+            f"{MADE_OF.join(names)}, but is empty in row {row + 2} of {path}"
+        )
+    classes = values.drop_duplicates().sort_values(names, key=_sort_key)
+    joined = classes.agg(MADE_OF.join, axis=1)
+    if joined.duplicated().any():
+        raise ValueError(
+            f"values of {MADE_OF.join(names)} should make different class names, but "
+            f"{joined[joined.duplicated()].iloc[0]!r} comes from two rows of values in "
+            f"{path}; take `{MADE_OF}` out of the values"
+        )
+    numbers = pd.Series(range(len(joined)), index=joined.to_numpy())
+    made = values.agg(MADE_OF.join, axis=1)
+    given = {columns.label: made.map(numbers).astype(str), columns.class_name: made}
+    return table.assign(**given)
+
+
+def _sort_key(values: pd.Series) -> pd.Series:
+    """A key that sorts 9 before 10, and numbers before texts."""
+    numbers = pd.to_numeric(values, errors="coerce")
+    padded = numbers.map("{:030.6f}".format)
+    return padded.where(numbers.notna(), "~" + values.astype(str))
 
 
 def _read_test(path: Path, columns: Columns, notices: list[str]) -> pd.DataFrame:
@@ -219,7 +293,7 @@ def check_sample(
     columns: Columns = COMPETITION,
 ) -> None:
     """Raise ValueError unless a submission in the sample's form can be written."""
-    check_columns(sample, [columns.label], path)
+    check_columns(sample, [columns.answer], path)
     wanted = manifest.loc[manifest["subset"] == "test", "path"].str[len("test/") :]
     if len(sample) != len(wanted):
         raise ValueError(
@@ -261,7 +335,8 @@ def _as_labels(column: pd.Series, path: Path) -> pd.Series:
         row = int(bad.to_numpy().argmax())
         raise ValueError(
             f"`{column.name}` should hold whole numbers from 0, but "
-            f"{column.iloc[row]!r} stands in row {row + 2} of {path}"
+            f"{column.iloc[row]!r} stands in row {row + 2} of {path}; to take its "
+            f"values as classes, write `{MADE_OF}{column.name}` in `columns`"
         )
     return numbers.astype("int64")
 
@@ -344,7 +419,7 @@ def _class_order(train: pd.DataFrame) -> list[str]:
 def given_labels(data_dir: Path, columns: Columns = COMPETITION) -> list[int]:
     """The user's own label number of each class, by our label 0..K-1."""
     path = data_dir / "train.csv"
-    if not path.exists():
+    if columns.made_of or not path.exists():
         return list(range(len(class_names(read_manifest(data_dir, columns)))))
     labels = _as_labels(read_table(path)[columns.label], path)
     return sorted(int(label) for label in labels.unique())

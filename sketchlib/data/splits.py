@@ -76,6 +76,11 @@ def make_hold_out(
     return table
 
 
+def count_held(folds: pd.DataFrame, wanted: int) -> int:
+    """How many folds to hold out: those `wanted`, or all there are where it is 0."""
+    return wanted or int(folds["fold"].max()) + 1
+
+
 def join_groups(*tables: pd.DataFrame) -> pd.DataFrame:
     """Groups that keep every one of several groupings whole, e.g. copies and persons.
 

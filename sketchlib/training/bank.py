@@ -22,6 +22,7 @@ from torch import nn
 from sketchlib import workspace
 from sketchlib.data import cache
 from sketchlib.training import (
+    composites,
     compute,
     datasets,
     heads,
@@ -247,6 +248,7 @@ def fit_head(
     form: Form,
     *,
     classes: int,
+    blocks: composites.Blocks | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train a head on the bank; returns it, for raw features, and its history.
@@ -263,12 +265,13 @@ def fit_head(
     shown = {name: (views - centre) / scale for name, views in shown.items()}
     held = (torch.from_numpy(bank.take(0, valid.image_ids)) - centre) / scale
     width = bank.features.shape[-1]
+    outputs = blocks.width if blocks else classes
     head = heads.make_head(
-        form.layers, width, classes, hidden=form.hidden, drop_rate=form.drop_rate
+        form.layers, width, outputs, hidden=form.hidden, drop_rate=form.drop_rate
     )
+    head = composites.ComposedHead(head, blocks) if blocks else head
     labels = torch.tensor(train.labels)
-    weights = losses.make_class_weights(train.labels, classes, recipe.class_weights)
-    loss = losses.Loss(recipe, weights)
+    loss = composites.make_loss(head, recipe, train.labels, classes, "cpu")
     updates = math.ceil(len(labels) / recipe.batch_size)
     optimizer = optim.make_optimizer(head, recipe, recipe.lr)
     schedule = optim.make_schedule(optimizer, recipe, updates)
@@ -382,7 +385,8 @@ def _validate(
 
 def _fold_in(head: nn.Module, centre: torch.Tensor, scale: torch.Tensor) -> None:
     """Let the head take raw features: the standardising goes into its first layer."""
-    first = head if isinstance(head, nn.Linear) else head[0]  # type: ignore[index]
+    inner = head.inner if isinstance(head, composites.ComposedHead) else head
+    first = inner if isinstance(inner, nn.Linear) else inner[0]  # type: ignore[index]
     with torch.no_grad():
         first.weight /= scale
         first.bias -= first.weight @ centre

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from sketchlib import workspace
-from sketchlib.training import datasets, processes
+from sketchlib.training import composites, datasets, processes
 from sketchlib.training.recipe import Recipe
 
 Row = dict[str, float]
@@ -190,6 +190,8 @@ def fingerprint(
         ),
         "pixels": Path(str(getattr(pixels.pixels, "filename", ""))).name,
     }
+    if (head := composites.find_head(model)) is not None:
+        task["targets"] = workspace.hash_value(head.blocks.places.tolist())
     for name, value in dataclasses.asdict(pixels.geometry).items():
         task[f"geometry.{name}"] = value
     for name, part in (("training", train), ("held-out", valid)):

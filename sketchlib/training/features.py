@@ -153,9 +153,20 @@ def start_head(model: nn.Module, head: Head) -> None:
     Raises:
         ValueError: the classifier is no linear layer of the features' width.
     """
-    scaler, regression = head
     name = heads.classifier_name(model)
     layer = model.get_submodule(name) if name else None
+    start_layer(layer, head)
+
+
+def start_layer(
+    layer: nn.Module | None, head: Head, outputs: range | None = None
+) -> None:
+    """Put a fitted probe into some outputs of a linear layer, None for all of them.
+
+    Raises:
+        ValueError: as `start_head`.
+    """
+    scaler, regression = head
     width = len(scaler.mean_)
     if not isinstance(layer, nn.Linear) or layer.in_features != width:
         raise ValueError(
@@ -167,10 +178,11 @@ def start_head(model: nn.Module, head: Head) -> None:
     if len(scores) == 1:  # two classes have one score
         scores = np.concatenate([-scores / 2, scores / 2])
         offsets = np.concatenate([-offsets / 2, offsets / 2])
+    own = outputs or range(layer.out_features)
     with torch.no_grad():
-        layer.weight.zero_()
-        layer.bias.fill_(float(offsets.min()) - 3.0)  # classes the probe never saw
-        seen = torch.as_tensor(regression.classes_)
+        layer.weight[list(own)] = 0.0
+        layer.bias[list(own)] = float(offsets.min()) - 3.0  # what the probe never saw
+        seen = torch.as_tensor(regression.classes_) + own.start
         layer.weight[seen] = torch.as_tensor(scores, dtype=layer.weight.dtype)
         layer.bias[seen] = torch.as_tensor(offsets, dtype=layer.bias.dtype)
 

@@ -21,6 +21,7 @@ from sketchlib.data import cache, manifest, splits
 from sketchlib.training import (
     bank,
     budget,
+    composites,
     compute,
     datasets,
     extras,
@@ -97,6 +98,16 @@ class Network:
             lora_rank=self.lora_rank if classes else 0,
         )
 
+    def compose(self, model: nn.Module, blocks: composites.Blocks) -> None:
+        """Give a model of `make` the classifier of these blocks."""
+        composites.compose_classifier(
+            model,
+            blocks,
+            self.head_layers,
+            hidden=self.head_hidden,
+            drop_rate=self.drop_rate,
+        )
+
     def outline(self, classes: int) -> nn.Module:
         """The same model with random weights, to measure speed with."""
         return dataclasses.replace(self, weights="none").make(classes)
@@ -121,6 +132,7 @@ class Task:
         save_minutes: also save inside an epoch, this often; 0 is off.
         feature_bank: frozen features that heads train on; see `with_bank`.
         extra: pictures that only train, see `extras`; their pixels are in the cache.
+        targets: what the classes are put together from; see `composites`.
     """
 
     table: pd.DataFrame
@@ -137,6 +149,7 @@ class Task:
     save_minutes: float = 0.0
     feature_bank: bank.Bank | None = None
     extra: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+    targets: composites.Targets = composites.COMBINED
 
     def with_epochs(self, epochs: int) -> "Task":
         """The same task for fewer epochs."""
@@ -167,6 +180,7 @@ def train_fold(
     fold_dir = task.run_dir / (f"fold{fold}" if fold >= 0 else "all")
     fold_dir.mkdir(parents=True, exist_ok=True)
     train, valid, test = make_examples(task, fold)
+    _say_untrained(task, fold, train)
     asked = workspace.hash_value(_describe(task, train, valid, test))
     if found := _read_finished(fold_dir, asked, task.fresh):
         return found
@@ -265,7 +279,39 @@ def _describe(task: Task, *parts: datasets.Examples) -> list[object]:
         [part.labels.tolist() for part in parts],
         [_sample_bank(task.feature_bank)] if task.feature_bank is not None else [],
         [part.weights.tolist() for part in parts],
+        *([dataclasses.asdict(task.targets)] if task.targets.how != "combined" else []),
     ]
+
+
+def _say_untrained(task: Task, fold: int, train: datasets.Examples) -> None:
+    """Name the classes that the fold's model never sees a picture of."""
+    classes = manifest.class_names(task.table)
+    told = composites.tell_untrained(task.targets, classes, train.labels)
+    if told and processes.rank() == 0:
+        where = f"fold {fold}" if fold >= 0 else "the model of all rows"
+        print(f"notice: {where} {told}")
+
+
+def _resolve(task: Task, train: datasets.Examples) -> composites.Targets:
+    """The targets of this fold; groups are learned from its own training rows."""
+    if not task.targets.learned:
+        return task.targets
+    found = _extract_once(task)[0][train.rows]
+    classes = manifest.class_names(task.table)
+    made = composites.resolve(task.targets, found, train.labels, len(classes))
+    if processes.rank() == 0:
+        print(f"notice: {composites.tell(made, classes)}")
+    return made
+
+
+def _extract_once(task: Task) -> np.ndarray:
+    """`extract`, computed by the first process alone."""
+    if processes.rank() > 0:
+        processes.wait()
+    found = extract(task)
+    if processes.rank() == 0:
+        processes.wait()
+    return found
 
 
 def _sample_bank(features: bank.Bank) -> list[object]:
@@ -343,6 +389,7 @@ def _train_on_bank(
         task.recipe,
         bank.Form(network.head_layers, network.head_hidden, network.drop_rate),
         classes=len(classes),
+        blocks=composites.make_blocks(_resolve(task, parts[0])),
         on_epoch=on_epoch,
     )
     oof, test = (
@@ -478,6 +525,8 @@ def _make_started(task: Task, train: datasets.Examples) -> nn.Module:
     workspace.seed_everything(task.recipe.seed)  # the new classifier is random
     classes = manifest.class_names(task.table)
     model = task.network.make(len(classes))
+    if blocks := composites.make_blocks(_resolve(task, train)):
+        task.network.compose(model, blocks)
     if task.network.head == "probe":
         _start_from_probe(task, model, train)
     elif task.network.head == "transplant":
@@ -486,11 +535,10 @@ def _make_started(task: Task, train: datasets.Examples) -> nn.Module:
 
 
 def _start_from_probe(task: Task, model: nn.Module, train: datasets.Examples) -> None:
-    if processes.rank() > 0:
-        processes.wait()  # the first one computes them
-    found = extract(task)[:, train.rows]
-    if processes.rank() == 0:
-        processes.wait()
+    found = _extract_once(task)[:, train.rows]
+    if composed := composites.find_head(model):
+        composites.start_from_probes(composed, found, train.labels, PROBE_STRENGTH)
+        return
     head = features.fit_probe(found, train.labels, PROBE_STRENGTH)
     features.start_head(model, head)
 
@@ -536,8 +584,12 @@ def load_model(run_dir: Path, fold: int, network: Network, classes: int) -> nn.M
             "without weights can be blended, but not looked into"
         )
     saved = dataclasses.replace(network, weights=str(path), lora_rank=0)
-    model = saved.make(classes)
-    return model.eval()
+    if blocks := composites.read_blocks(path):
+        model = dataclasses.replace(saved, weights="none").make(classes)
+        saved.compose(model, blocks)
+        model.load_state_dict(models.read_weights(path))
+        return model.eval()
+    return saved.make(classes).eval()
 
 
 def _join_head(network: Network, path: Path, classes: int) -> nn.Module:
@@ -547,6 +599,8 @@ def _join_head(network: Network, path: Path, classes: int) -> nn.Module:
         ValueError: the head takes the features of several backbones.
     """
     model = network.make(classes)
+    if blocks := composites.read_blocks(path):
+        network.compose(model, blocks)
     classifier = model.get_submodule(heads.classifier_name(model))
     given, wanted = models.read_weights(path), classifier.state_dict()
     wrong = [key for key in wanted if models.differs(wanted[key], given, key)]

@@ -32,11 +32,11 @@ from torch.utils.data import DataLoader
 from sketchlib import workspace
 from sketchlib.training import (
     checkpoints,
+    composites,
     compute,
     datasets,
     heads,
     kernels,
-    losses,
     models,
     optim,
     processes,
@@ -177,10 +177,9 @@ class _State:
         self.loader = prepare_data_loader(  # batches are shared out already
             loader, self.accelerator.device, num_processes=1, put_on_device=True
         )
-        weights = losses.make_class_weights(
-            train.labels, self.classes, recipe.class_weights
+        self.loss = composites.make_loss(
+            model, recipe, train.labels, self.classes, way.device
         )
-        self.loss = losses.Loss(recipe, weights.to(way.device))
         self.weights = torch.tensor(train.weights.tolist(), dtype=torch.float32)
         least = 2 if recipe.norm == "learn" and not recipe.frozen else 1
         parts = math.ceil(recipe.batch_size / recipe.accumulate)

@@ -16,7 +16,15 @@ import pandas as pd
 
 from sketchlib import workspace
 from sketchlib.data import cache, manifest
-from sketchlib.training import compute, features, folds, loop, predictions, recipes
+from sketchlib.training import (
+    composites,
+    compute,
+    features,
+    folds,
+    loop,
+    predictions,
+    recipes,
+)
 from sketchlib.training import recipe as recipe_rules
 
 Values = Mapping[str, Any]
@@ -50,6 +58,9 @@ def make_task(world: World, values: Values, run_dir: Path, *, test: bool) -> fol
     values["augment"] = recipes.find_winner(values["augment"], world.runs_dir)
     network = workspace.pick(folds.Network, values)
     network.check()
+    columns = manifest.make_columns(values["columns"])
+    asked = workspace.pick(composites.Asked, values)
+    targets, _ = composites.read_targets(asked, network.head, world.data_dir, columns)
     rule = workspace.pick(recipe_rules.Recipe, values)
     channels = 1 if values["channels"] == "grey" else 3
     classes = len(manifest.class_names(world.table))
@@ -77,6 +88,7 @@ def make_task(world: World, values: Values, run_dir: Path, *, test: bool) -> fol
         workers=values["workers"],
         fresh=False,
         save_minutes=values["save_minutes"],
+        targets=targets,
     )
 
 

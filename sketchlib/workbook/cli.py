@@ -80,6 +80,10 @@ def _add_demo(commands: Any) -> None:
     demo = commands.add_parser("demo", help="write the demo drawings")
     demo.add_argument("dir", nargs="?", default="", help="default: data/demo")
     demo.add_argument("--seed", type=int, default=0, help="default: 0")
+    demo.add_argument(
+        "--attributes", action="store_true",
+        help="classes of subject × ground × line; default: data/demo-attributes",
+    )  # fmt: skip
     demo.set_defaults(command=_write_demo)
 
 
@@ -208,10 +212,14 @@ def _add_doctor(commands: Any) -> None:
 
 def _write_demo(options: argparse.Namespace) -> int:
     from sketchlib import workspace
-    from sketchlib.data import demo
+    from sketchlib.data import demo, demo_attributes
 
-    default = workspace.repo_root() / "data" / "demo"
+    name = "demo-attributes" if options.attributes else "demo"
+    default = workspace.repo_root() / "data" / name
     folder = Path(os.path.abspath(options.dir)) if options.dir else default
+    if options.attributes:
+        print(demo_attributes.write_demo(folder, seed=options.seed))
+        return 0
     truth = folder.with_name(folder.name + "-truth")
     demo.write_demo(folder, truth, seed=options.seed)
     print(folder)

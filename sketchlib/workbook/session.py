@@ -20,8 +20,15 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from sketchlib import workspace
-from sketchlib.analysis import breakdown, joining, leakage, likeness
-from sketchlib.data import decisions, manifest, splits
+from sketchlib.analysis import (
+    breakdown,
+    composite_scores,
+    ensemble,
+    joining,
+    leakage,
+    likeness,
+)
+from sketchlib.data import attributes, decisions, manifest, splits
 from sketchlib.training import budget, predictions
 from sketchlib.workbook import parameters, trackers
 
@@ -261,6 +268,42 @@ def read_predictions(
         one = predictions.read_predictions(session.runs_dir / run / name)
         found[run] = joining.without_dropped(one, table)
     return found
+
+
+def read_product(
+    session: Session, runs: list[str], fold_vote: str = ""
+) -> predictions.Predictions:
+    """Runs of one attribute each as predictions of the classes they make together.
+
+    Args:
+        session: whose label is made of the attributes, or numbers their rows.
+        runs: one run for each attribute, trained with `columns: […, +NAME]`.
+        fold_vote: how folds vote on the test pictures; empty for `oof.npz`.
+    Raises:
+        ValueError: a run knows another attribute, or the runs differ in images or
+            folds.
+    """
+    names = [
+        composite_scores.name_attribute(
+            read_run(session, run)["parameters"].get("columns", []), run
+        )
+        for run in runs
+    ]
+    parts = attributes.read_parts(session.data_dir, session.columns, names)
+    assert parts is not None  # a run names an attribute
+    table = manifest.read_manifest(session.data_dir, session.columns)
+    folders = [session.runs_dir / run for run in runs]
+    found = [
+        ensemble.read_votes(folder, fold_vote)
+        if fold_vote
+        else predictions.read_predictions(folder / "oof.npz")
+        for folder in folders
+    ]
+    made = composite_scores.multiply(
+        dict(zip(names, found, strict=True)), parts, manifest.class_names(table)
+    )
+    kept = decisions.overlay(table, read_decisions(session))
+    return joining.without_dropped(made, kept)
 
 
 def is_interactive() -> bool:
