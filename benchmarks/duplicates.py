@@ -13,9 +13,12 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -205,28 +208,44 @@ def plant(
     """
     rng = np.random.default_rng(seed)
     (folder / "train").mkdir(parents=True)
-    names = []
-    for number, pixels in enumerate(sources):
-        names.append(f"train/{number:06d}.jpg")
-        cv2.imwrite(str(folder / names[-1]), pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
-    copies, rounds = round(share * len(names)), int(np.ceil(share))
-    chosen = np.concatenate([rng.permutation(len(names)) for _ in range(rounds)])
-    kinds = list(ALTERATIONS)
-    truth = []
-    for number, at in enumerate(chosen[:copies]):
-        kind = kinds[number % len(kinds)]
-        name = _write_copy(folder, names[at], (number, kind), rng)
-        truth.append((names[at], name, kind))
-        names.append(name)
+    with passes.one_thread_each(0) as pool:
+        names = _write_all(folder, sources, pool)
+        copies, rounds = round(share * len(names)), int(np.ceil(share))
+        chosen = np.concatenate([rng.permutation(len(names)) for _ in range(rounds)])
+        kinds = list(ALTERATIONS)
+        asked = [
+            (number, names[at], kinds[number % len(kinds)])
+            for number, at in enumerate(chosen[:copies])
+        ]
+        made = list(pool.map(lambda one: _write_copy(folder, one, seed), asked))
+    names += made
+    truth = [(a, b, kind) for (_, a, kind), b in zip(asked, made, strict=True)]
     table = pd.DataFrame({"image_id": names, "path": names})
     table["label"], table["class_name"], table["subset"] = 0, "drawing", "train"
     return table, pd.DataFrame(truth, columns=["image_id_a", "image_id_b", "planted"])
 
 
-def _write_copy(
-    folder: Path, original: str, which: tuple[int, str], rng: np.random.Generator
-) -> str:
-    number, kind = which
+def _write_all(
+    folder: Path, sources: Iterable[np.ndarray], pool: ThreadPoolExecutor
+) -> list[str]:
+    """Names of the originals; a few are drawn ahead of the writing."""
+    names: list[str] = []
+    pending: deque[Future] = deque()
+    for number, pixels in enumerate(sources):
+        names.append(f"train/{number:06d}.jpg")
+        path, quality = str(folder / names[-1]), [cv2.IMWRITE_JPEG_QUALITY, 90]
+        pending.append(pool.submit(cv2.imwrite, path, pixels, quality))
+        if len(pending) > 32:
+            pending.popleft().result()
+    for one in pending:
+        one.result()
+    return names
+
+
+def _write_copy(folder: Path, asked: tuple[int, str, str], seed: int) -> str:
+    """The name of a copy, written; `asked`: its number, the original, the kind."""
+    number, original, kind = asked
+    rng = np.random.default_rng([seed, number])
     data = (folder / original).read_bytes()
     name = original.replace(".jpg", f"-{kind.replace(' ', '')}-{number}.jpg")
     if kind == "bytes":
@@ -323,7 +342,7 @@ def measure_all(folder: Path, table: pd.DataFrame) -> tuple[dict[str, float], tu
     time_decoding(folder, table["path"])  # fills the disk cache
     seconds = {"decode": time_decoding(folder, table["path"])}
     started = time.perf_counter()
-    made = {"cache_dir": folder / "cache", "geometry": SHEET}
+    made = {"cache_dir": folder / f"cache{len(table)}", "geometry": SHEET}
     seen = audit.inspect(table, folder, **made)
     seconds["audit"] = time.perf_counter() - started
     started = time.perf_counter()
@@ -357,6 +376,29 @@ _PEER = """
 import json, sys, time
 from pathlib import Path
 tool, folder, out = sys.argv[1:]
+
+def make_cnn():
+    from imagededup.methods import CNN
+    try:
+        return CNN(), "CNN"
+    except OSError:  # its MobileNet is downloaded, and there may be no network
+        import timm, torch
+        from imagededup.utils import CustomModel
+        from sketchlib.training import models
+        model = models.make_model(OURS, 0, "auto", side_px=224).eval()
+        way = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+        class Network(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = model
+            def forward(self, x):
+                return self.model(x)
+        return CNN(model_config=CustomModel(OURS, Network(), way)), f"CNN of {OURS}"
+
+OURS = "tf_efficientnet_lite0"
+named = tool
+if tool == "CNN":
+    finder, named = make_cnn()
 started = time.perf_counter()
 if tool == "cleanvision":
     from cleanvision import Imagelab
@@ -366,34 +408,50 @@ if tool == "cleanvision":
     sets = [group for kind in kinds for group in lab.info[kind]["sets"]]
     pairs = [(a, b) for g in sets for k, a in enumerate(g) for b in g[k + 1:]]
 else:
-    from imagededup import methods
-    found = getattr(methods, tool)().find_duplicates(image_dir=folder)
+    if tool != "CNN":
+        from imagededup import methods
+        finder = getattr(methods, tool)()
+    found = finder.find_duplicates(image_dir=folder)
     pairs = [(a, b) for a, others in found.items() for b in others]
 seconds = time.perf_counter() - started
 names = sorted({tuple(sorted((Path(a).name, Path(b).name))) for a, b in pairs})
-Path(out).write_text(json.dumps({"seconds": seconds, "pairs": names}))
+Path(out).write_text(json.dumps({"named": named, "seconds": seconds, "pairs": names}))
 """
 
 
 def make_peers(home: Path) -> Path:
-    """The Python of a virtual environment that holds the other tools."""
+    """The Python of a virtual environment that holds the other tools.
+
+    It sees the packages of this one, so that torch is not installed twice; what the
+    tools need in another version is installed before them on its path.
+    """
     python = home / "bin" / "python"
     if not (home / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", home], check=True)
+        asked = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=True)
+        ours = Path(done.stdout.strip()) / "ours.pth"
+        ours.write_text(sysconfig.get_path("purelib") + "\n")
         install = [python, "-m", "pip", "install", "--quiet", "-r", PEERS]
         subprocess.run(install, check=True)
         (home / "ready").touch()
     return python
 
 
-def compare_peers(folder: Path, truth: pd.DataFrame, home: Path) -> pd.DataFrame:
+def compare_peers(
+    folder: Path, table: pd.DataFrame, truth: pd.DataFrame, home: Path
+) -> pd.DataFrame:
     """Recall by kind of the other tools on the same files; pairs, real, seconds."""
+    alone = folder / "peers"  # they take whole folders
+    alone.mkdir()
+    for path in table["path"]:
+        os.link(folder / path, alone / Path(path).name)
     ends = zip(truth["image_id_a"], truth["image_id_b"], strict=True)
     planted = [tuple(sorted(Path(end).name for end in pair)) for pair in ends]
     python, rows = make_peers(home), {}
     for tool in ("PHash", "CNN", "cleanvision"):
         out = folder.parent / f"{tool}.json"
-        asked = [python, "-c", _PEER, tool, folder, out]
+        asked = [python, "-c", _PEER, tool, alone, out]
         done = subprocess.run(asked, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -402,11 +460,12 @@ def compare_peers(folder: Path, truth: pd.DataFrame, home: Path) -> pd.DataFrame
         answer = json.loads(out.read_text())
         found = {tuple(pair) for pair in answer["pairs"]}
         hit = pd.Series([pair in found for pair in planted])
-        rows[tool] = hit.groupby(truth["planted"].to_numpy()).mean()
-        rows[tool]["all kinds"] = hit.mean()
+        row = hit.groupby(truth["planted"].to_numpy()).mean()
+        row["all kinds"] = hit.mean()
         same = [source_of(a) == source_of(b) for a, b in found]
-        rows[tool]["real pairs"] = float(np.mean(same)) if same else np.nan
-        rows[tool]["seconds"] = answer["seconds"]
+        row["real pairs"] = float(np.mean(same)) if same else np.nan
+        row["pairs"], row["seconds"] = len(found), answer["seconds"]
+        rows[answer["named"]] = row
     return pd.DataFrame(rows)
 
 
@@ -420,7 +479,9 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=0, help="synthetic hashes")
     parser.add_argument("--peers", type=Path, help="their environment; made if missing")
     asked = parser.parse_args()
-    lines = [measure_size(asked, size) for size in asked.pictures]
+    with tempfile.TemporaryDirectory() as temporary:
+        world = make_world(asked, Path(temporary) / "planted")
+        lines = [measure_size(asked, world, size) for size in sorted(asked.pictures)]
     write(lines)
     print(pd.DataFrame(lines).round(3).to_string(index=False))
     if asked.vectors:
@@ -447,22 +508,36 @@ def write(lines: list[dict[str, float]]) -> None:
     write_rows("duplicates", rows)
 
 
-def measure_size(asked: argparse.Namespace, size: int) -> dict[str, float]:
-    """One line of the table: everything measured on `size` pictures."""
-    originals = round(size / (1 + asked.copies))
+World = tuple[Path, pd.DataFrame, pd.DataFrame]  # folder, manifest, truth
+
+
+def make_world(asked: argparse.Namespace, folder: Path) -> World:
+    """The pictures of the greatest size; smaller ones take the first of them."""
+    started = time.perf_counter()
+    originals = round(max(asked.pictures) / (1 + asked.copies))
     sources = (
         read_sources(asked.folder, originals, 0)
         if asked.folder
         else draw_sources(originals, 0)
     )
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "planted"
-        table, truth = plant(folder, sources, asked.copies, 1)
-        seconds, (pairs, found) = measure_all(folder, table)
-        scores = report(table, truth, (seconds, pairs, found))
-        if asked.peers:
-            print(compare_peers(folder / "train", truth, asked.peers).round(3))
-        bytes_each = np.mean([(folder / path).stat().st_size for path in table["path"]])
+    table, truth = plant(folder, sources, asked.copies, 1)
+    print(f"{len(table):,} pictures planted in {time.perf_counter() - started:.0f} s")
+    return folder, table, truth
+
+
+def measure_size(
+    asked: argparse.Namespace, world: World, size: int
+) -> dict[str, float]:
+    """One line of the table: everything measured on about `size` pictures."""
+    folder, table, truth = world
+    last = f"{round(size / (1 + asked.copies)):06d}"
+    table = table[table["image_id"].map(source_of) < last].reset_index(drop=True)
+    truth = truth[truth["image_id_a"].map(source_of) < last].reset_index(drop=True)
+    seconds, (pairs, found) = measure_all(folder, table)
+    scores = report(table, truth, (seconds, pairs, found))
+    if asked.peers and size == min(asked.pictures):
+        print(compare_peers(folder, table, truth, asked.peers).round(3), "\n")
+    bytes_each = np.mean([(folder / path).stat().st_size for path in table["path"]])
     steps = {f"{step} s": spent for step, spent in seconds.items()}
     together = sum(seconds[step] for step in ("audit", "pairs", "groups"))
     return {

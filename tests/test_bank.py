@@ -117,6 +117,23 @@ def test_every_head_learns_and_takes_raw_features(clusters, layers):
         assert torch.equal(one, two)
 
 
+def test_a_picture_without_weight_teaches_a_head_nothing(clusters):
+    made, rows = clusters
+    recipe = dataclasses.replace(HEAD, epochs=20)
+    form = bank.Form("linear", 16, 0.0)
+    wrong = rows.labels.copy()
+    wrong[::2] = (wrong[::2] + 1) % 3
+    weights = np.arange(60) % 2
+    heard, unheard = (
+        bank.fit_head(
+            made, bank.Rows(rows.image_ids, wrong, given), rows, recipe, form, classes=3
+        )[1]["valid_accuracy"].iloc[-1]
+        for given in (None, weights)
+    )
+    assert unheard > 0.9
+    assert heard < 0.8
+
+
 def test_a_curriculum_shows_the_views_of_its_recipe(clusters):
     made, rows = clusters
     recipe = dataclasses.replace(

@@ -299,6 +299,17 @@ def test_a_flip_between_classes_is_a_question_not_a_copy():
     assert found["verdict"].tolist() == ["question"] * 2 + ["conflict"] * 2
 
 
+def test_the_same_file_in_two_classes_is_a_conflict_whatever_its_other_copies():
+    """The turned copies of 0 are no copies of 1 across classes, but 0 and 1 are."""
+    links = [(0, 1, "bytes", 1.0), (0, 2, "rot90", 0.98), (1, 2, "rot90", 0.98)]
+    links += [(0, 3, "hflip", 0.98), (1, 3, "hflip", 0.98), (2, 3, "rot270", 0.99)]
+    findings, pairs, manifest = _world(4, links, labels=[0, 1, 0, 0])
+    table = groups.make_groups(pairs, findings, manifest=manifest)
+    assert table["copies"].nunique() == 1
+    found = groups.label_conflicts(table, manifest)
+    assert found["verdict"].tolist() == ["conflict"] * 4
+
+
 def test_test_pictures_with_a_copy_in_train_are_listed():
     links = [(0, 2, "hflip", 0.99), (1, 3, "near", 0.99)]
     subsets = ["train", "test", "test", "test"]

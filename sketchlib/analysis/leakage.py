@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 
 from sketchlib.analysis import likeness, scores
-from sketchlib.data import splits
+from sketchlib.data import conflicts, splits
 
-POLICIES = ("keep", "drop", "merge", "down_weight")
 _REPEATS = 3  # shuffles of the folds, so that the luck of one is not the finding
 _ENOUGH = 10_000  # predictions from which one shuffle will do
 
@@ -127,64 +126,45 @@ def _tell_copied(found: Mapping[str, Any]) -> str:
 def make_targets(
     labels: np.ndarray, sets: np.ndarray, policy: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a row should be taught, and how much it counts.
+    """`conflicts.teach` as soft targets, which a ridge regression takes at once.
 
     Args:
         labels: (N,) class numbers.
         sets: (N,) number of the contradictory set each row belongs to, -1 for none.
-        policy: `keep` teaches the labels as given; `drop` none of the set; `merge`
-            every member the mean of the set's labels; `down_weight` each as given,
-            the set together counting as one picture.
+        policy: one of `conflicts.POLICIES`.
     Returns:
-        (N, K) float32 targets, (N,) float32 weights.
+        (N, K) float32 targets whose rows sum to 1, zeros where nothing is taught;
+        (N,) float32 weights.
     Raises:
         ValueError: an unknown policy.
     """
-    if policy not in POLICIES:
-        raise ValueError(f"`conflicts` must be one of {POLICIES}, but {policy!r} came")
-    targets = likeness.one_hot(labels)
-    weights = np.ones(len(labels), np.float32)
-    members = sets >= 0
-    if policy == "drop":
-        weights[members] = 0
-    elif policy == "down_weight":
-        weights[members] = 1 / np.bincount(sets[members])[sets[members]]
-    elif policy == "merge":
-        for number in np.unique(sets[members]):
-            rows = sets == number
-            targets[rows] = targets[rows].mean(axis=0)
-    return targets, weights
+    rows, taught, shares = conflicts.teach(labels, sets, policy)
+    targets = np.zeros((len(labels), int(labels.max()) + 1), np.float32)
+    np.add.at(targets, (rows, taught), shares)
+    weights = targets.sum(axis=1)
+    return targets / np.maximum(weights, 1e-9)[:, None], weights
 
 
-def number_sets(table: pd.DataFrame, conflicts: pd.DataFrame) -> np.ndarray:
-    """(N,) number of the contradictory set of each row of `table`, -1 for none.
-
-    Args:
-        table: `image_id`.
-        conflicts: of `groups.label_conflicts`; rows that are a `question` count not.
-    """
-    real = conflicts[conflicts["verdict"] == "conflict"]
-    names = {name: number for number, name in enumerate(real["copies"].unique())}
-    of = real.set_index("image_id")["copies"].map(names)
-    return of.reindex(table["image_id"]).fillna(-1).to_numpy(np.int64)
-
-
-def compare_policies(data: Data, conflicts: pd.DataFrame) -> pd.DataFrame:
+def compare_policies(data: Data, found: pd.DataFrame) -> pd.DataFrame:
     """Each way of treating contradictory labels, measured on the same honest folds.
 
     Scored on the rows without a contradiction: on the others the truth itself is in
     doubt.
 
+    Args:
+        data: see there.
+        found: of `groups.label_conflicts`.
     Returns:
         One row per policy, only `keep` where nothing contradicts: `policy, trained`
         (pictures), `accuracy, low, high` (95 %), `gain, gain_low, gain_high` against
         `keep`.
     """
-    sets, labels, codes = number_sets(data.table, conflicts), data.labels, data.codes
+    sets = conflicts.number_sets(data.table["image_id"], found)
+    labels, codes = data.labels, data.codes
     clean = sets < 0
     right = {}
     trained = {}
-    for policy in POLICIES if not clean.all() else POLICIES[:1]:
+    for policy in conflicts.POLICIES if not clean.all() else conflicts.POLICIES[:1]:
         targets, weights = make_targets(labels, sets, policy)
         hits = np.zeros(len(labels))
         for repeat in range(data.repeats):

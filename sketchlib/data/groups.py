@@ -21,7 +21,8 @@ POLICIES = {
     "largest": (["pixels", "bytes", "image_id"], [False, False, True]),
     "first": (["row"], [True]),
 }
-_SAME = ("bytes", "pixels", "near")
+_EXACT = ("bytes", "pixels")
+_SAME = (*_EXACT, "near")
 
 Links = dict[int, dict[int, tuple[str, float]]]  # row → row → (kind, score)
 
@@ -131,16 +132,22 @@ def _split_by(part: np.ndarray) -> list[np.ndarray]:
 
 
 def _star_parts(sets: list[np.ndarray], links: Links) -> list[np.ndarray]:
-    """Split sets until each member is linked to its part's medoid."""
+    """Split sets until each member is linked to its part's medoid, or is a twin."""
     done = []
     for rows in sets:
         left = set(rows.tolist())
         while left:
             medoid = _medoid(left, links)
             near = {medoid} | (links.get(medoid, {}).keys() & left)
+            near |= {twin for row in near for twin in _twins(row, links)} & left
             done.append(np.array(sorted(near)))
             left -= near
     return done
+
+
+def _twins(row: int, links: Links) -> list[int]:
+    """Rows with the same pixels; across classes they may lack a turned link."""
+    return [twin for twin, (kind, _) in links.get(row, {}).items() if kind in _EXACT]
 
 
 def _medoid(rows: set[int], links: Links) -> int:

@@ -9,6 +9,7 @@ is a few hundred bytes a picture.
 """
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,9 @@ class Columns:
 
 
 COMPETITION = Columns()
+
+
+_ABROAD = re.compile(r"^[/~]|^[A-Za-z]:|://|\x00|(?:^|/)\.\.(?:/|$)")
 
 
 def make_columns(names: Sequence[str]) -> Columns:
@@ -97,9 +101,10 @@ def read_manifest(data_dir: Path, columns: Columns = COMPETITION) -> pd.DataFram
     manifest = pd.concat(parts, ignore_index=True)
     manifest["image_id"] = manifest["subset"] + "/" + manifest["image_path"]
     manifest["path"] = manifest["image_id"]
-    manifest.attrs["classes"] = _class_order(train)
+    manifest = manifest[["image_id", "path", "label", "class_name", "subset"]]
+    manifest.attrs["classes"] = _class_order(train)  # last: each step copies it
     manifest.attrs["notices"] = notices
-    return manifest[["image_id", "path", "label", "class_name", "subset"]]
+    return manifest
 
 
 def class_names(manifest: pd.DataFrame) -> list[str]:
@@ -312,20 +317,18 @@ def check_sample(
 
 def clean_paths(paths: pd.Series, source: Path) -> pd.Series:
     """Relative POSIX paths; raises ValueError for one that leaves the folder."""
-    cleaned = paths.fillna("").str.replace("\\", "/", regex=False).str.strip()
-    bad = (
-        (cleaned == "")
-        | cleaned.str.startswith(("/", "~"))
-        | cleaned.str.contains(r"^[A-Za-z]:|://|\x00", regex=True)
-        | cleaned.str.split("/").map(lambda parts: ".." in parts)
-    )
-    if bad.any():
-        row = int(bad.to_numpy().argmax())
+    cleaned = [one.replace("\\", "/").strip() for one in paths.fillna("").tolist()]
+    bad = next((row for row, one in enumerate(cleaned) if _leaves_folder(one)), -1)
+    if bad >= 0:
         raise ValueError(
             f"a picture path should be relative and stay in its folder, but "
-            f"{paths.iloc[row]!r} stands in row {row + 2} of {source}"
+            f"{paths.iloc[bad]!r} stands in row {bad + 2} of {source}"
         )
-    return cleaned
+    return pd.Series(cleaned, paths.index)
+
+
+def _leaves_folder(path: str) -> bool:
+    return not path or _ABROAD.search(path) is not None
 
 
 def _as_labels(column: pd.Series, path: Path) -> pd.Series:
@@ -362,7 +365,6 @@ def _close_gaps(rows: pd.DataFrame, notices: list[str]) -> pd.DataFrame:
     """Labels as 0..K-1; a gap in the user's numbering is a notice, not an error."""
     present = sorted(rows["label"].unique())
     if present == list(range(len(present))):
-        rows.attrs["given_labels"] = present
         return rows
     notices.append(
         f"labels run to {present[-1]} but only {len(present)} are used; "
@@ -379,10 +381,13 @@ def _drop_repeats(rows: pd.DataFrame, path: Path, notices: list[str]) -> pd.Data
     labels = rows[repeated].groupby("image_path")["label"].nunique()
     conflict = labels[labels > 1]
     if len(conflict):
+        given = rows[rows["image_path"].isin(conflict.index[:5])]
+        found = given.groupby("image_path")["class_name"].unique()
+        listed = "; ".join(f"{name!r}: {', '.join(of)}" for name, of in found.items())
+        more = "; …" if len(conflict) > 5 else ""
         raise ValueError(
-            f"a picture should have one label, but {conflict.index[0]!r} has "
-            f"{conflict.iloc[0]} in {path} ({len(conflict)} such pictures); keep the "
-            "right row of each"
+            f"a picture should have one label, but {len(conflict)} have two or more in "
+            f"{path} ({listed}{more}); keep the right row of each"
         )
     notices.append(f"{int(rows['image_path'].duplicated().sum())} rows stand twice")
     return rows.drop_duplicates("image_path").reset_index(drop=True)

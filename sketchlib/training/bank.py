@@ -207,10 +207,11 @@ class Form:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some pictures and their labels: ids (n,), labels (n,) int64."""
+    """Some pictures: ids (n,), labels (n,) int64, weights (n,) in the loss, or ones."""
 
     image_ids: np.ndarray
     labels: np.ndarray
+    weights: np.ndarray | None = None
 
 
 def check_recipe(recipe: recipes.Recipe) -> None:
@@ -272,6 +273,8 @@ def fit_head(
     head = composites.ComposedHead(head, blocks) if blocks else head
     labels = torch.tensor(train.labels)
     loss = composites.make_loss(head, recipe, train.labels, classes, "cpu")
+    given = np.ones(len(labels)) if train.weights is None else train.weights
+    shares = torch.tensor(given, dtype=torch.float32)
     updates = math.ceil(len(labels) / recipe.batch_size)
     optimizer = optim.make_optimizer(head, recipe, recipe.lr)
     schedule = optim.make_schedule(optimizer, recipe, updates)
@@ -280,7 +283,7 @@ def fit_head(
         started = time.perf_counter()
         seen = _draw_epoch(shown, recipe, epoch)
         steps = _Steps(
-            optimizer, schedule, loss, optim.find_factor(recipe, epoch, rows)
+            optimizer, schedule, loss, optim.find_factor(recipe, epoch, rows), shares
         )
         trained = steps.run(head, seen, labels, recipe, epoch)
         row = {"epoch": epoch + 1, "train_loss": trained}
@@ -334,6 +337,7 @@ class _Steps:
     schedule: object
     loss: losses.Loss
     factor: float
+    shares: torch.Tensor
 
     def run(
         self,
@@ -352,8 +356,7 @@ class _Steps:
             self.schedule.step_update(epoch * len(batches) + number)  # type: ignore[attr-defined]
             for group in self.optimizer.param_groups:
                 group["lr"] *= self.factor
-            ones = torch.ones(len(batch))
-            loss = self.loss(head(seen[batch]), labels[batch], ones)
+            loss = self.loss(head(seen[batch]), labels[batch], self.shares[batch])
             loss = loss + self.loss.penalty(head.parameters())
             if not math.isfinite(loss.item()):
                 raise FloatingPointError(

@@ -135,13 +135,19 @@ def probe_folds(
 Head = tuple[StandardScaler, LogisticRegression]
 
 
-def fit_probe(features: np.ndarray, labels: np.ndarray, strength: float) -> Head:
-    """A linear head on (V, N, D) features with (N,) labels."""
+def fit_probe(
+    features: np.ndarray,
+    labels: np.ndarray,
+    strength: float,
+    weights: np.ndarray | None = None,
+) -> Head:
+    """A linear head on (V, N, D) features with (N,) labels and weights (ones)."""
     views, _, width = features.shape
     flat = features.reshape(-1, width).astype(np.float32)
     scaler = StandardScaler().fit(flat)
     head = LogisticRegression(C=strength, max_iter=200, tol=1e-3)
-    return scaler, head.fit(scaler.transform(flat), np.tile(labels, views))
+    counts = None if weights is None else np.tile(weights, views)
+    return scaler, head.fit(scaler.transform(flat), np.tile(labels, views), counts)
 
 
 def start_head(model: nn.Module, head: Head) -> None:

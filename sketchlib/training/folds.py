@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sketchlib import workspace
-from sketchlib.data import cache, manifest, splits
+from sketchlib.data import cache, conflicts, manifest, splits
 from sketchlib.training import (
     bank,
     budget,
@@ -133,6 +133,8 @@ class Task:
         feature_bank: frozen features that heads train on; see `with_bank`.
         extra: pictures that only train, see `extras`; their pixels are in the cache.
         targets: what the classes are put together from; see `composites`.
+        policy: how copies with two labels are taught, one of `conflicts.POLICIES`.
+        conflicts: those copies, of `groups.label_conflicts`.
     """
 
     table: pd.DataFrame
@@ -150,6 +152,8 @@ class Task:
     feature_bank: bank.Bank | None = None
     extra: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
     targets: composites.Targets = composites.COMBINED
+    policy: str = "keep"
+    conflicts: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
     def with_epochs(self, epochs: int) -> "Task":
         """The same task for fewer epochs."""
@@ -247,18 +251,23 @@ def make_examples(
         train = train[
             splits.take_fraction(labels, groups, recipe.data_fraction, recipe.seed)
         ]
-    added = extras.for_fold(task.extra, fold)
-    train = pd.concat(
-        [train.assign(weight=1.0), added[["image_id", "label", "weight"]]]
-        if len(added)
-        else [train.assign(weight=1.0)]
-    )
+    train, added = _teach(task, train), extras.for_fold(task.extra, fold)
+    if len(added):
+        train = pd.concat([train, added[["image_id", "label", "weight"]]])
     readable = task.pixels.readable[task.pixels.rows(train["image_id"])]
     return (
         _examples(task.pixels, train[readable]),
         _examples(task.pixels, rows[held]),
         _examples(task.pixels, test),
     )
+
+
+def _teach(task: Task, train: pd.DataFrame) -> pd.DataFrame:
+    """The rows with what each is taught; contradictions are seen among them alone."""
+    sets = conflicts.number_sets(train["image_id"], task.conflicts)
+    labels = train["label"].to_numpy()
+    rows, taught, weights = conflicts.teach(labels, sets, task.policy)
+    return train.iloc[rows].assign(label=taught, weight=weights)
 
 
 def _examples(pixels: cache.PixelCache, rows: pd.DataFrame) -> datasets.Examples:
@@ -381,7 +390,9 @@ def _train_on_bank(
     assert task.feature_bank is not None
     network = task.network
     classes = manifest.class_names(task.table)
-    train, valid = (bank.Rows(part.image_ids, part.labels) for part in parts[:2])
+    train, valid = (
+        bank.Rows(part.image_ids, part.labels, part.weights) for part in parts[:2]
+    )
     head, history = bank.fit_head(
         task.feature_bank,
         train,
@@ -539,7 +550,7 @@ def _start_from_probe(task: Task, model: nn.Module, train: datasets.Examples) ->
     if composed := composites.find_head(model):
         composites.start_from_probes(composed, found, train.labels, PROBE_STRENGTH)
         return
-    head = features.fit_probe(found, train.labels, PROBE_STRENGTH)
+    head = features.fit_probe(found, train.labels, PROBE_STRENGTH, train.weights)
     features.start_head(model, head)
 
 

@@ -175,6 +175,32 @@ def _check_data(data_dir: str) -> Iterator[Finding]:
     classes = len(manifest.class_names(rows))
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     yield True, f"data in {folder}: {told}, {classes} classes", ""
+    yield _check_pictures(folder, rows["path"].tolist())
+
+
+def _check_pictures(folder: Path, paths: list[str]) -> Finding:
+    """Head and end of every file; nothing is decoded."""
+    from sketchlib.data import images, passes
+
+    broken: list[str] = []
+
+    def look(row: int) -> None:
+        try:
+            path = images.picture_path(folder, paths[row])
+            images.check_whole(path, images.read_bytes(path))
+        except images.PictureError as error:
+            broken.append(f"{paths[row]} {error.reason}")
+
+    try:
+        way = passes.Pass(paths.__getitem__)
+        sum(passes.run_rows(look, list(range(len(paths))), way))
+    except passes.StalledError as error:
+        return False, "pictures", str(error)
+    if not broken:
+        return True, f"{len(paths):,} pictures have a head and an end", ""
+    told = "; ".join(sorted(broken)[:3]) + ("; …" if len(broken) > 3 else "")
+    remedy = "replace the files; until then they are kept as rows and train nothing"
+    return False, f"{len(broken):,} of {len(paths):,} pictures: {told}", remedy
 
 
 def _check_hub() -> Iterator[Finding]:

@@ -28,8 +28,9 @@ from sketchlib.analysis import (
     leakage,
     likeness,
 )
-from sketchlib.data import attributes, decisions, manifest, splits
+from sketchlib.data import attributes, conflicts, decisions, groups, manifest, splits
 from sketchlib.training import budget, predictions
+from sketchlib.training import folds as fold_runs
 from sketchlib.workbook import parameters, trackers
 
 
@@ -173,6 +174,29 @@ def read_audit(session: Session, audit_run: str, name: str) -> pd.DataFrame:
             f"01_eda -p run_name {audit_run}`)"
         )
     return pd.read_csv(path, keep_default_na=False, na_values=["nan", "NaN"])
+
+
+def with_conflicts(
+    session: Session, audit_run: str, task: fold_runs.Task, policy: str
+) -> fold_runs.Task:
+    """The task with the audit's copies of two labels taught by `policy`; says so.
+
+    Args:
+        session: of 03_train.
+        audit_run: the 01_eda run that found the copies.
+        task: see there.
+        policy: one of `conflicts.POLICIES`; `keep` leaves the task as it is.
+    """
+    if policy == "keep":
+        return task
+    copies = read_audit(session, audit_run, "groups.csv")
+    found = groups.label_conflicts(copies, task.table)
+    sets = conflicts.number_sets(task.table["image_id"], found)
+    print(
+        f"notice: {sets.max() + 1} drawings stand in two classes, as "
+        f"{(sets >= 0).sum()} pictures; what they teach: {policy}"
+    )
+    return dataclasses.replace(task, policy=policy, conflicts=found)
 
 
 def say_leakage(session: Session, audit_run: str) -> None:

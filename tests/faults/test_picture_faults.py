@@ -7,9 +7,14 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+import torch
 from PIL import Image
 
+from sketchlib.analysis import gradcam
 from sketchlib.data import audit, cache, duplicates, images
+from sketchlib.training import datasets
+from sketchlib.workbook import doctor
 
 GEOMETRY = cache.Geometry(48, "ink", "grey", "white")
 
@@ -63,6 +68,29 @@ def test_broken_files_are_rows_with_a_reason_and_never_pixels(tmp_path, case):
     assert reason in found.loc["a.jpg", "problem"]
     assert pixels.readable.tolist() == [False, True]
     assert (pixels.pixels[0] == 255).all()
+
+
+def test_f12_the_doctor_names_broken_files_and_passes_whole_ones(
+    own_world, capsys, monkeypatch
+):
+    monkeypatch.setattr(doctor, "_list_checks", _only_the_data)
+    table = own_world / "train" / "cross"
+    (table / "sketch_5.JPEG").write_bytes(png(NOISE)[:3000])
+    (table / "sketch_6.JPEG").write_bytes(jpeg(sketch())[:-10])
+    assert doctor.examine(str(own_world)) == 1
+    told = capsys.readouterr().out
+    assert "bad 3 of 56 pictures" in told  # one is broken from the start
+    assert "sketch_5.JPEG is truncated (no PNG end chunk)" in told
+    assert "sketch_6.JPEG is truncated (no JPEG end marker)" in told
+    for path in (table / "sketch_5.JPEG", table / "sketch_6.JPEG"):
+        path.write_bytes(jpeg(sketch()))
+    (own_world / "train" / "square" / "sketch_3.JPEG").write_bytes(png(sketch()))
+    assert doctor.examine(str(own_world)) == 0
+    assert "56 pictures have a head and an end" in capsys.readouterr().out
+
+
+def _only_the_data(data_dir, plan_name):
+    return [lambda: doctor._check_data(data_dir)]
 
 
 def test_f11_a_png_named_jpg_is_decoded_by_its_content(tmp_path):
@@ -137,6 +165,26 @@ def test_f15_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
         images.read_picture(tmp_path / "a.png")
 
 
+def test_f15_a_picture_over_64_million_pixels_is_flagged_undecoded(
+    tmp_path, monkeypatch
+):
+    buffer = io.BytesIO()
+    Image.new("1", (12_000, 12_000), 1).save(buffer, "PNG")
+    monkeypatch.setattr(images, "_decode_by_pillow", None)
+    found, pixels = inspect(tmp_path, {"a.png": buffer.getvalue()})
+    assert found["flags"].iloc[0] == "unreadable"
+    assert "12000 × 12000 pixels, over 64 million" in found["problem"].iloc[0]
+    assert pixels.readable.tolist() == [False]
+
+
+def test_f15_a_picture_of_fifty_million_pixels_works(tmp_path):
+    page = np.full((7_000, 7_100), 255, np.uint8)
+    cv2.circle(page, (3_500, 3_500), 2_500, 0, 60)
+    found, pixels = inspect(tmp_path, {"a.jpg": cv2.imencode(".jpg", page)[1]})
+    assert found["flags"].iloc[0] == ""
+    assert (pixels.pixels[0] < 128).any()
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1)])
 def test_f15_slivers_are_read_and_flagged(tmp_path, shape):
     found, pixels = inspect(tmp_path, {"a.png": png(np.full(shape, 255, np.uint8))})
@@ -157,6 +205,21 @@ def test_f16_blank_black_and_inverted_pictures_are_flagged_without_nan(tmp_path)
     numbers = found.select_dtypes("number").drop(columns="problem", errors="ignore")
     assert np.isfinite(numbers.to_numpy()).all()
     assert np.abs(pixels.pixels[2].astype(int) - pixels.pixels[3]).mean() < 2
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("method", gradcam.METHODS)
+def test_f16_blank_and_black_pictures_have_maps_without_nan(method):
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=3).eval()
+    pages = torch.stack([torch.full((1, 64, 64), level) for level in (0, 255)])
+    mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
+    inputs = datasets.to_input(pages.to(torch.uint8), mean, std)
+    assert torch.isfinite(inputs).all()
+    maps = gradcam.make_cam(model, inputs, torch.tensor([0, 1]), method=method)
+    assert np.isfinite(maps).all()
+    assert maps.min() >= 0
+    assert maps.max() <= 1
 
 
 def test_f16_blank_pictures_have_no_pairs(tmp_path):

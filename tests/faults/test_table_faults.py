@@ -1,6 +1,8 @@
 """Faults 1-10: what tables may hold, and what is said about the rest."""
 
 import csv
+import html
+import html.parser
 import unicodedata
 
 import cv2
@@ -8,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sketchlib.analysis import plots
-from sketchlib.data import audit, images, manifest, splits
-from sketchlib.workbook import parameters, session
+from sketchlib.analysis import board, plots
+from sketchlib.data import audit, cache, images, manifest, splits
+from sketchlib.training.predictions import Predictions
+from sketchlib.workbook import gallery, parameters, session
 
 HEAD = "class_name,image_path,target\n"
 
@@ -32,9 +35,11 @@ REFUSED = [
     (1, HEAD, "header only"),
     (2, "class_name,image_path,label\na,b.png,0\n", "`columns`"),
     (2, "name,picture,target\na,b.png,0\n", r"its columns are \['name', 'picture'"),
-    (4, f"{HEAD}a,b.png,0\nb,b.png,1\n", "one label"),
+    (4, f"{HEAD}a,b.png,0\nb,b.png,1\n", r"one label.* \('b.png': a, b\)"),
     (5, f"{HEAD}a,b.png,-1\n", "whole numbers"),
     (5, f"{HEAD}a,b.png,1.5\n", "whole numbers"),
+    (5, f"{HEAD}a,1.png,0\nb,2.png,0\nc,3.png,1\n", "each label .* one class_name"),
+    (5, f"{HEAD}a,1.png,0\na,2.png,1\nc,3.png,2\n", "each class_name .* one label"),
     (7, f"{HEAD}a,../../etc/passwd,0\n", "stay in its folder"),
     (7, f"{HEAD}a,/etc/passwd,0\n", "stay in its folder"),
     (7, f"{HEAD}a,https://x.example/a.png,0\n", "stay in its folder"),
@@ -101,6 +106,24 @@ def test_f6_test_rows_keep_ids_and_order_and_repeats_are_refused(tmp_path):
         manifest.read_manifest(tmp_path)
 
 
+def test_f6_a_submission_has_the_samples_ids_in_its_order(tmp_path):
+    (tmp_path / "train.csv").write_text(f"{HEAD}a,1.png,3\nb,2.png,7\n")
+    (tmp_path / "test.csv").write_text("image_path,target\n9.png,0\n3.png,1\n")
+    sample = "ID,image_path,target\n0041,3.png,0\n0007,9.png,0\n"
+    (tmp_path / "sample_submission.csv").write_text(sample)
+    table = manifest.read_manifest(tmp_path)
+    ids = np.array(["test/9.png", "test/3.png"])
+    logits = np.array([[2.0, 0.0], [0.0, 2.0]], np.float32)
+    test = Predictions(ids, np.array(["a", "b"]), logits, np.full(2, -1))
+    rows = manifest.read_table(tmp_path / "sample_submission.csv")
+    given = manifest.given_labels(tmp_path)
+    made = board.make_submission(test, rows, table, given)
+    assert made.astype(str).to_numpy().tolist() == [
+        ["0041", "3.png", "7"],
+        ["0007", "9.png", "3"],
+    ]
+
+
 def test_f7_a_link_out_and_a_nul_are_refused_and_backslashes_read(tmp_path):
     draw(tmp_path / "outside.jpg")
     data = tmp_path / "data"
@@ -125,6 +148,33 @@ def test_f8_a_formula_in_a_class_name_stays_a_quoted_text(world, tmp_path):
     assert '"=cmd()",1' in path.read_text().splitlines()
     with path.open(newline="") as file:
         assert list(csv.reader(file))[2] == ['<script>"', "2"]
+
+
+class Tags(html.parser.HTMLParser):
+    """The elements of a page, as a browser would make them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append(tag)
+        self.found += [f"{tag} {name}" for name, _ in attributes]
+
+
+def test_f8_names_with_tags_are_text_on_the_page_of_all_classes(world, tmp_path):
+    """The report itself: tests/test_report.py; the review's page: test_review.py."""
+    table = manifest.read_manifest(world)
+    evil = '<script>x</script><img src=x onerror="y">'
+    table["class_name"] = table["class_name"].replace("circle", evil)
+    geometry = cache.Geometry(32, "ink", "grey", "white")
+    pixels = cache.open_pixels(table, world, geometry, tmp_path / "cache")
+    text = gallery.write_class_page(tmp_path, table, pixels).read_text()
+    tags = Tags(text).found
+    assert "script" not in tags
+    assert "img onerror" not in tags
+    assert html.escape(evil) in text
 
 
 NAMES = [
@@ -163,3 +213,4 @@ def test_f10_many_rows_and_ten_thousand_classes(tmp_path, rows):
     assert len(manifest.class_names(read_back)) == 10_000
     axes = plots.plot_class_counts(read_back)
     assert len(axes.patches) + len(axes.lines) < 2_000
+    assert f"10000 classes, {rows:,} images" in axes.get_title()
