@@ -117,5 +117,10 @@ def test_the_words_name_leader_and_open_questions(rng):
     text = standings.say_standings(standings.rank_settings(heats, NO_GROUPS, folds=3))
     assert text.startswith("**other** leads") and "**better**" in text
     table = standings.rank_settings(simulate(rng, 0.02), NO_GROUPS, folds=30)
-    table["verdict"] = ["cannot tell yet", "baseline"]
-    assert "Cannot tell yet: " in standings.say_standings(table)
+    other = table["name"] == "other"
+    table.loc[other, ["verdict", "more_seeds"]] = ["cannot tell yet", 4]
+    assert "other; 4 more seeds" in standings.say_standings(table)
+    table.loc[other, "more_seeds"] = -1
+    assert "on these pictures: other." in standings.say_standings(table)
+    shown = standings.style_standings(table).to_html()
+    assert "over 50" in shown and "+" in shown

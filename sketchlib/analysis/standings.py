@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 from scipy import stats
 
 BASELINE = "none"
@@ -185,14 +186,36 @@ def say_standings(table: pd.DataFrame) -> str:
     text = "No setting is ahead of none: the pictures as they are lead the race."
     if best["verdict"] != "baseline":
         text = _say_leader(best)
-    open_ones = table[table["verdict"] == "cannot tell yet"]
-    parts = [
-        f"{row.name_} ({row.more_seeds} more seeds, if its gain stays)"
-        if row.more_seeds > 0
-        else f"{row.name_} (no number of seeds up to {MOST_SEEDS} would: more pictures)"
-        for row in open_ones.rename(columns={"name": "name_"}).itertuples()
-    ]
-    return text + (f" Cannot tell yet: {'; '.join(parts)}." if parts else "")
+    undecided = table[table["verdict"] == "cannot tell yet"]
+    reachable = undecided[undecided["more_seeds"] > 0]
+    for name, seeds in reachable[["name", "more_seeds"]].itertuples(index=False):
+        text += (
+            f" Cannot tell yet: {name}; {seeds} more seeds would, if its gain stays."
+        )
+    rest = undecided.loc[undecided["more_seeds"] < 0, "name"].tolist()
+    if rest:
+        text += (
+            f" Cannot tell yet, and not with {MOST_SEEDS} seeds on these pictures: "
+            f"{', '.join(rest)}."
+        )
+    return text
+
+
+def style_standings(table: pd.DataFrame) -> Styler:
+    """The table of `rank_settings` for a reader: gains in points, no code numbers."""
+    advice = {0: "–", -1: f"over {MOST_SEEDS}"}
+    points = table.assign(**{c: 100 * table[c] for c in ("gain", "low", "high")})
+    names = {"seconds": "s an epoch", "more_seeds": "more seeds to tell"}
+    return (
+        points.rename(columns=names)
+        .style.format(precision=3)
+        .format("{:+.1f}", subset=["gain", "low", "high"])
+        .format("{:.1f}", subset=["s an epoch"])
+        .format(
+            lambda seeds: advice.get(seeds, str(seeds)), subset=[names["more_seeds"]]
+        )
+        .hide()
+    )
 
 
 def _say_leader(best: pd.Series) -> str:
