@@ -1,9 +1,11 @@
 """The pictures of the README, from the runs of `make demo`: `make figures`.
 
 Reads `runs/` and `data/demo`, writes `docs/img/*.png`; the pages are photographed
-where chromium is installed. Limits: needs the demo's runs audit, lite0 and lite1.
+where chromium is installed. `--race RUN` draws the race of a run of 02_augmentation
+instead. Limits: needs the demo's runs audit, lite0 and lite1.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -64,6 +66,16 @@ def show_scores() -> None:
     save("scores")
 
 
+def show_race(folder: Path) -> None:
+    """Gains of the settings of a race over none, with seconds an epoch."""
+    ranked = pd.read_csv(folder / "standings.csv")
+    names = [f"{r['name']} · {r['seconds']:.0f} s" for _, r in ranked.iterrows()]
+    plots.plot_gains(
+        ranked.assign(name=names), subject="Gain over none, seconds an epoch"
+    )
+    save("race")
+
+
 def photograph(page: Path, name: str, width: int, height: int) -> None:
     """A picture of a page as a browser of that many pixels shows it."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -80,7 +92,14 @@ def photograph(page: Path, name: str, width: int, height: int) -> None:
 
 
 def main() -> int:
-    """Draw all; returns the exit code."""
+    """Draw all, or the race; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--race", type=Path, help="a run of 02_augmentation")
+    asked = parser.parse_args()
+    if asked.race:
+        plots.set_theme()
+        show_race(asked.race)
+        return 0
     if not (RUNS / "ensemble" / "run.json").exists():
         print("docs/make_figures.py needs the demo's runs: `make demo` first")
         return 2
