@@ -11,6 +11,7 @@ from test_folds import NETWORK, task  # noqa: F401
 from sketchlib import workspace
 from sketchlib.data import cache, manifest
 from sketchlib.training import bank, folds
+from sketchlib.training import recipe as rules
 
 HEAD = make(frozen=True, norm="still", epochs=6, batch_size=16, lr=0.01, augment="flip")
 VIEWS = ["plain", "hflip", "flip#0", "flip#1"]
@@ -160,9 +161,9 @@ def test_views_that_are_not_there_are_asked_for(clusters):
         bank.fit_head(made, rows, rows, recipe, form, classes=3)
     recipe = dataclasses.replace(HEAD, mixup_alpha=0.2)
     with pytest.raises(ValueError, match="`mixup_alpha` 0.0, but 0.2 came"):
-        bank.check_recipe(recipe)
+        rules.check_banked(recipe)
     with pytest.raises(ValueError, match="set `frozen: true`"):
-        bank.check_recipe(make())
+        rules.check_banked(make())
 
 
 def test_a_run_on_the_bank_leaves_what_a_run_leaves(task, tmp_path):  # noqa: F811

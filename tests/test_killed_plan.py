@@ -12,7 +12,7 @@ import pytest
 from toys import PARAMETERS, write_notebook
 
 from sketchlib import workspace
-from sketchlib.workbook import report, runner
+from sketchlib.workbook import folders, report
 
 LIBRARY = str(Path(workspace.__file__).parents[1])
 PLAN = """\
@@ -65,7 +65,7 @@ def kill_tree(process):
             except ProcessLookupError:
                 continue
     process.wait()
-    while any(runner._is_alive(pid) for pid in tree):  # a busy machine takes a moment
+    while any(folders.is_alive(pid) for pid in tree):  # a busy machine takes a moment
         time.sleep(0.05)
 
 
@@ -100,7 +100,7 @@ def kill_often(plan, folder, moments, *arguments):
         except subprocess.TimeoutExpired:
             kill_tree(process)
             struck += 1
-        states = [runner.read_state(record) for _, record in report.read_runs(folder)]
+        states = [folders.read_state(record) for _, record in report.read_runs(folder)]
         assert not {"running", "queued"} & set(states), states
     return struck
 

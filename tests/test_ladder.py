@@ -12,7 +12,7 @@ from sketchlib import workspace
 from sketchlib.analysis import scores
 from sketchlib.data import manifest
 from sketchlib.training import predictions
-from sketchlib.workbook import cli, ladder, parameters, plan, runner
+from sketchlib.workbook import cli, ladder, outcomes, parameters, plan, runner
 
 PARAMETERS = """\
 data_dir: str = "data/demo"   # the drawings
@@ -85,7 +85,7 @@ def fake(root, monkeypatch):
         if name in errs:
             oof = make_oof(root, errs[name])
             predictions.write_predictions(job.folder / "oof.npz", oof)
-        return runner.Outcome("done", 0, job.folder, 60.0, None)
+        return outcomes.Outcome("done", 0, job.folder, 60.0, None)
 
     monkeypatch.setattr(runner, "run_notebook", run_notebook)
     run_notebook.calls, run_notebook.errs = calls, errs

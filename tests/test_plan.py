@@ -9,7 +9,15 @@ import pytest
 from toys import PARAMETERS, read_cells, read_text, write_notebook
 
 from sketchlib import workspace
-from sketchlib.workbook import cli, freshness, parameters, plan, runner, schedule
+from sketchlib.workbook import (
+    cli,
+    freshness,
+    outcomes,
+    parameters,
+    plan,
+    runner,
+    schedule,
+)
 
 BUDGET = PARAMETERS + "budget_minutes: float = 0.0  # 0 for no limit; ≥ 0\n"
 PLAN = """\
@@ -58,13 +66,13 @@ def fake(monkeypatch):
     def run_notebook(job, screen=None, stopper=None):
         calls.append(job.folder.name)
         state = ends.get(job.folder.name, "done")
-        code = runner.EXIT_CODES[state]
+        code = outcomes.EXIT_CODES[state]
         record = {"state": state, "seconds": 1.0, "parameters": job.values}
         record |= {"finished": str(time.time_ns()), "notebook": job.notebook.stem}
         record |= {"scores": {"oof_accuracy": 0.9, "oof_low": 0.85, "oof_high": 0.95}}
         workspace.write_json(job.folder / "run.json", record | job.facts)
         error = {"cell": "run", "name": "E", "message": "no luck"} if code else None
-        return runner.Outcome(state, code, job.folder, 1.0, error)
+        return outcomes.Outcome(state, code, job.folder, 1.0, error)
 
     monkeypatch.setattr(runner, "run_notebook", run_notebook)
     run_notebook.calls, run_notebook.ends = calls, ends

@@ -11,10 +11,10 @@ from sketchlib.training import predictions
 from sketchlib.workbook import (
     cli,
     freshness,
+    jobs,
     parameters,
     review,
     review_widget,
-    runner,
     session,
 )
 
@@ -291,7 +291,7 @@ def test_scores_leave_out_what_was_dropped_since_and_go_by_the_new_label(
 
 def test_a_plan_sees_that_a_verdict_was_given(desk, tmp_path):
     notebook = parameters.find_notebook("01_eda")
-    job = runner.make_job(notebook, {"data_dir": str(desk.data_dir)})
+    job = jobs.make_job(notebook, {"data_dir": str(desk.data_dir)})
     before = freshness.hash_data(job)
     desk.decide("keep")
     assert freshness.hash_data(job) != before

@@ -11,7 +11,7 @@ import pytest
 from toys import read_cells, read_text, write_notebook
 
 from sketchlib import workspace
-from sketchlib.workbook import display, runner
+from sketchlib.workbook import display, folders, jobs, outcomes, runner
 
 RUN = """\
 import ipykernel, json, os
@@ -31,7 +31,7 @@ class Terminal(io.StringIO):
 
 def make_job(tmp_path, cells, **overrides):
     notebook = write_notebook(tmp_path / "99_toy.ipynb", cells)
-    return runner.make_job(notebook, {"runs_dir": str(tmp_path / "runs"), **overrides})
+    return jobs.make_job(notebook, {"runs_dir": str(tmp_path / "runs"), **overrides})
 
 
 def run_quietly(job):
@@ -134,9 +134,9 @@ def test_bad_input_found_by_the_setup_cell_exits_2_with_the_sentence_alone(tmp_p
 
 
 def test_a_key_error_in_check_reads_as_a_sentence(tmp_path):
-    ending = runner._Ending(facts={"state": "failed", "cell": "check"})
+    ending = outcomes.Ending(facts={"state": "failed", "cell": "check"})
     ending.facts |= {"name": "KeyError", "message": "'no column `target`'"}
-    outcome = runner._judge(make_job(tmp_path, []), ending, 1.0)
+    outcome = outcomes.judge(make_job(tmp_path, []), ending, 1.0)
     assert (outcome.exit_code, outcome.message) == (2, "no column `target`")
 
 
@@ -145,7 +145,7 @@ def test_a_child_that_breaks_is_failed_with_the_last_line_of_its_log(tmp_path):
     job.folder.mkdir(parents=True)
     log = "Traceback\n  x\njupyter_client.kernelspec.NoSuchKernel: No such kernel\n\n"
     (job.folder / "runner.log").write_text(log)
-    outcome = runner._judge(job, runner._Ending(code=1), 1.0)
+    outcome = outcomes.judge(job, outcomes.Ending(code=1), 1.0)
     assert (outcome.state, outcome.exit_code) == ("failed", 1)
     assert outcome.message == "failed: NoSuchKernel: No such kernel"
 
@@ -165,13 +165,13 @@ def test_a_run_name_that_is_no_folder_name_is_refused(tmp_path, name):
 def test_a_notebook_without_run_parameters_is_refused(tmp_path):
     notebook = write_notebook(tmp_path / "x.ipynb", parameters="epochs: int = 3")
     with pytest.raises(ValueError, match="text parameter `runs_dir`"):
-        runner.make_job(notebook, {})
+        jobs.make_job(notebook, {})
 
 
 def test_an_executed_copy_is_not_run_over_itself(tmp_path):
     notebook = write_notebook(tmp_path / "runs" / "toy" / "99_toy.ipynb")
     with pytest.raises(ValueError, match="would overwrite"):
-        runner.make_job(notebook, {"runs_dir": str(tmp_path / "runs")})
+        jobs.make_job(notebook, {"runs_dir": str(tmp_path / "runs")})
 
 
 def test_a_lock_of_another_machine_is_respected(tmp_path):
@@ -189,7 +189,7 @@ def test_a_lock_left_by_a_dead_process_is_taken_over(tmp_path):
     path.mkdir(parents=True)
     stale = {"pid": 999999, "host": socket.gethostname(), "started": "before"}
     (path / ".lock").write_text(json.dumps(stale))
-    with runner._locked(job):
+    with folders.locked(job):
         held = json.loads((path / ".lock").read_text())
         assert held["pid"] == os.getpid()
         with (path / ".lock").open() as other, pytest.raises(BlockingIOError):
@@ -201,27 +201,27 @@ def test_a_running_record_of_a_dead_process_reads_killed():
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     record = {"state": "running", "pid": ended.pid, "runner": {"pid": ended.pid}}
-    assert runner.read_state(record) == "killed"
-    assert runner.read_state(record | {"pid": os.getpid()}) == "running"
+    assert folders.read_state(record) == "killed"
+    assert folders.read_state(record | {"pid": os.getpid()}) == "running"
     elsewhere = {"pid": ended.pid, "host": "gpu-node-3"}
-    assert runner.read_state(record | {"runner": elsewhere}) == "running"
-    assert runner.read_state(record | {"state": "done"}) == "done"
+    assert folders.read_state(record | {"runner": elsewhere}) == "running"
+    assert folders.read_state(record | {"state": "done"}) == "done"
 
 
 def test_a_dead_process_that_nobody_collected_reads_killed():
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    while runner._read_stat(ended.pid)[0] != "Z":
+    while folders._read_stat(ended.pid)[0] != "Z":
         time.sleep(0.05)
-    assert runner.read_state({"state": "running", "pid": ended.pid}) == "killed"
+    assert folders.read_state({"state": "running", "pid": ended.pid}) == "killed"
     ended.wait()
 
 
 def test_a_process_number_given_to_another_is_not_taken_for_the_run():
     long_ago = {"pid": os.getpid(), "started": "2020-01-01T00:00:00+0000"}
     record = {"state": "running", "runner": long_ago}
-    assert runner.read_state(record) == "killed"
-    now = {"pid": os.getpid(), "started": time.strftime(runner._STAMP)}
-    assert runner.read_state({"state": "running", "runner": now}) == "running"
+    assert folders.read_state(record) == "killed"
+    now = {"pid": os.getpid(), "started": time.strftime(folders.STAMP)}
+    assert folders.read_state({"state": "running", "runner": now}) == "running"
 
 
 def test_progress_is_read_line_by_line_as_it_grows(tmp_path):

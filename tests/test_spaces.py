@@ -2,7 +2,7 @@ import optuna
 import pytest
 
 from sketchlib.training import spaces
-from sketchlib.workbook import searches
+from sketchlib.workbook import searching
 
 
 def write(tmp_path, text):
@@ -12,7 +12,7 @@ def write(tmp_path, text):
 
 
 def test_every_form_is_read_and_typed_as_the_parameter(tmp_path):
-    space = searches.read_space(
+    space = searching.read_space(
         write(
             tmp_path,
             "lr: log 0.0003 0.003\nepochs: int 2 8\ndrop_rate: float 0 0.4\n"
@@ -49,11 +49,11 @@ def test_every_form_is_read_and_typed_as_the_parameter(tmp_path):
 )
 def test_a_wrong_space_is_refused_before_anything_runs(tmp_path, line, words):
     with pytest.raises(ValueError, match=words):
-        searches.read_space(write(tmp_path, line + "\n"))
+        searching.read_space(write(tmp_path, line + "\n"))
 
 
 def test_a_probe_is_asked_only_what_it_depends_on(tmp_path):
-    space = searches.read_space(
+    space = searching.read_space(
         write(
             tmp_path,
             "trial: any of train, probe\nlr: log 0.001 0.1\nstrength: log 0.01 1\n"

@@ -4,6 +4,7 @@ Every drawing is shown to the model that did not train on it. Limits: needs the
 run's weights; a folder copied without them can be scored but not looked into.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,23 @@ def open_run(
             f"{run_dir} should be a finished 03_train run, but its run.json names no "
             f"network (state {record.get('state')!r}); run 03_train to its end first"
         )
+    for kind, part in ((folds.Network, "network"), (cache.Geometry, "geometry")):
+        _check_complete(kind, record, part, run_dir)
     geometry = workspace.pick(cache.Geometry, record["geometry"])
     pixels = cache.open_pixels(table, data_dir, geometry, cache_dir)
     network = workspace.pick(folds.Network, record["network"])
     return Glass(run_dir, network, pixels, manifest.class_names(table))
+
+
+def _check_complete(
+    kind: type, record: dict[str, Any], part: str, run_dir: Path
+) -> None:
+    """Raise ValueError where a record of an older version lacks newer settings."""
+    fields = [field.name for field in dataclasses.fields(kind)]
+    missing = [name for name in fields if name not in record[part]]
+    if missing:
+        raise ValueError(
+            f"`{part}` in {run_dir / 'run.json'} should name {', '.join(missing)}, but "
+            "was written by an older version; train it again under another `run_name`, "
+            f"or look into it at its commit {record.get('commit') or '(unknown)'}"
+        )

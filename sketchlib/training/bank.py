@@ -214,33 +214,6 @@ class Rows:
     weights: np.ndarray | None = None
 
 
-def check_recipe(recipe: recipes.Recipe) -> None:
-    """Raise ValueError for settings that features cannot follow."""
-    plain = {
-        "mixup_alpha": 0.0,
-        "cutmix_alpha": 0.0,
-        "accumulate": 1,
-        "sampler": "plain",
-        "sam_rho": 0.0,
-        "ema_decay": 0.0,
-        "keep": "last",
-        "patience": 0,
-        "target_accuracy": 0.0,
-        "unfreeze_last": 0,
-    }
-    for name, value in plain.items():
-        if getattr(recipe, name) != value:
-            raise ValueError(
-                f"heads on a feature bank train with `{name}` {value}, but "
-                f"{getattr(recipe, name)!r} came; set `bank_views` to 0 for it"
-            )
-    if recipe.progressive or not recipe.frozen:
-        raise ValueError(
-            "`bank_views` keeps features of a frozen backbone at one size; set "
-            "`frozen: true` and `progressive: []`, or `bank_views: 0`"
-        )
-
-
 def fit_head(
     bank: Bank,
     train: Rows,
@@ -258,7 +231,7 @@ def fit_head(
     the curriculum names. Features are standardised by the plain training view, which
     is folded into the head at the end.
     """
-    check_recipe(recipe)
+    recipes.check_banked(recipe)
     workspace.seed_everything(recipe.seed)
     shown = _load_views(bank, train.image_ids, recipe)
     centre = shown[PLAIN][0].mean(0)

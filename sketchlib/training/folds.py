@@ -34,83 +34,9 @@ from sketchlib.training import (
     processes,
 )
 from sketchlib.training import recipe as recipes
+from sketchlib.training.network import Network
 
 PROBE_STRENGTH = 0.03  # inverse regularisation C of the probe, on standardised features
-
-
-@dataclass(frozen=True)
-class Network:
-    """Which model to train; see `models.make_model`.
-
-    `head` is how the classifier starts: `probe` (fitted to frozen features of the
-    training rows), `transplant` (the pretrained rows of the same ImageNet classes) or
-    `random`.
-    """
-
-    model: str
-    weights: str
-    drop_rate: float
-    drop_path_rate: float
-    head: str
-    head_layers: str
-    head_hidden: int
-    mapping: str
-    lora_rank: int
-    side_px: int
-
-    def check(self) -> None:
-        """Raise ValueError or FileNotFoundError where the model cannot be made."""
-        models.check_name(self.model)
-        for name, value, known in (
-            ("head", self.head, heads.STARTS),
-            ("head_layers", self.head_layers, heads.LAYERS),
-        ):
-            if value not in known:
-                raise ValueError(f"`{name}` must be one of {known}, but {value!r} came")
-        if self.head != "random" and self.weights == "none":
-            raise ValueError(
-                f"`head` {self.head} starts from pretrained weights, but `weights` "
-                "is none; use `head` random"
-            )
-        if self.head != "random" and self.head_layers == "mlp":
-            raise ValueError(
-                f"`head` {self.head} starts a linear classifier, but `head_layers` is "
-                "mlp; use `head` random"
-            )
-        if self.mapping and self.head != "transplant":
-            raise ValueError(
-                f"`mapping` is read by `head` transplant, but `head` is {self.head}; "
-                "leave it empty"
-            )
-        models.weights_file(self.model, self.weights)
-
-    def make(self, classes: int) -> nn.Module:
-        """A fresh model with K outputs."""
-        return models.make_model(
-            self.model,
-            classes,
-            self.weights,
-            drop_rate=self.drop_rate,
-            drop_path_rate=self.drop_path_rate,
-            side_px=self.side_px,
-            head_layers=self.head_layers,
-            head_hidden=self.head_hidden,
-            lora_rank=self.lora_rank if classes else 0,
-        )
-
-    def compose(self, model: nn.Module, blocks: composites.Blocks) -> None:
-        """Give a model of `make` the classifier of these blocks."""
-        composites.compose_classifier(
-            model,
-            blocks,
-            self.head_layers,
-            hidden=self.head_hidden,
-            drop_rate=self.drop_rate,
-        )
-
-    def outline(self, classes: int) -> nn.Module:
-        """The same model with random weights, to measure speed with."""
-        return dataclasses.replace(self, weights="none").make(classes)
 
 
 @dataclass(frozen=True)
@@ -181,7 +107,7 @@ def train_fold(
     Raises:
         ValueError: an unfinished checkpoint of another task is in the way.
     """
-    fold_dir = task.run_dir / (f"fold{fold}" if fold >= 0 else "all")
+    fold_dir = _fold_dir(task, fold)
     fold_dir.mkdir(parents=True, exist_ok=True)
     train, valid, test = make_examples(task, fold)
     _say_untrained(task, fold, train)
@@ -218,6 +144,21 @@ def train_fold(
         workspace.write_json(fold_dir / "done.json", {"asked": asked})
         loop.release(fold_dir)
     return result
+
+
+def is_finished(task: Task, fold: int) -> bool:
+    """Whether the folder of `fold` holds the result of this very task."""
+    asked = workspace.hash_value(_describe(task, *make_examples(task, fold)))
+    done = _fold_dir(task, fold) / "done.json"
+    return (
+        not task.fresh
+        and done.exists()
+        and workspace.read_json(done) == {"asked": asked}
+    )
+
+
+def _fold_dir(task: Task, fold: int) -> Path:
+    return task.run_dir / (f"fold{fold}" if fold >= 0 else "all")
 
 
 def _read_finished(fold_dir: Path, asked: str, fresh: bool) -> Result | None:
@@ -349,12 +290,8 @@ def with_bank(
     """
     if not draws and not folders:
         return task
-    bank.check_recipe(task.recipe)
-    if task.network.head != "random":
-        raise ValueError(
-            "heads on a feature bank start at random, but `head` is "
-            f"{task.network.head}; set `head: random`"
-        )
+    recipes.check_banked(task.recipe)
+    task.network.check_banked()
     found = [bank.read_bank(workspace.resolve_path(folder)) for folder in folders]
     if not found:
         model = task.network.make(0)
@@ -409,7 +346,7 @@ def _train_on_bank(
         )
         for part, number in zip(parts[1:], (fold, -1), strict=True)
     )
-    fold_dir = task.run_dir / (f"fold{fold}" if fold >= 0 else "all")
+    fold_dir = _fold_dir(task, fold)
     result = Result(history, oof, test)
     _write_tables(result, fold_dir)
     with workspace.atomic_path(fold_dir / "head.safetensors") as temporary:

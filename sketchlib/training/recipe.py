@@ -91,8 +91,8 @@ class _Steps:
 
     Attributes:
         epochs: passes over the training rows, ≥ 1.
-        batch_size: pictures per optimiser step, ≥ 2.
-        accumulate: the step is computed in this many parts, ≥ 1.
+        batch_size: pictures per optimiser step, ≥ 2; 0 is left to `capacity`.
+        accumulate: the step is computed in this many parts, ≥ 1; 0 likewise.
         optimizer: a name timm knows.
         sam_rho: radius of sharpness-aware minimisation around it, 0 is off.
         lr: peak learning rate, > 0.
@@ -232,8 +232,8 @@ def _check_ranges(recipe: Recipe) -> None:
     infinite = math.inf
     ranges: dict[str, tuple[bool, str]] = {
         "epochs": (recipe.epochs >= 1, "at least 1"),
-        "batch_size": (recipe.batch_size >= 2, "at least 2"),
-        "accumulate": (recipe.accumulate >= 1, "at least 1"),
+        "batch_size": (recipe.batch_size == 0 or recipe.batch_size >= 2, "0 or over 1"),
+        "accumulate": (recipe.accumulate >= 0, "0 or more"),
         "lr": (0 < recipe.lr < infinite, "over 0"),
         "sam_rho": (0 <= recipe.sam_rho < infinite, "0 or more"),
         "momentum": (0 <= recipe.momentum < 1, "0-1, under 1"),
@@ -269,7 +269,7 @@ def _check_contradictions(recipe: Recipe) -> None:
     clashes = {
         "`loss` soft_f1 is a figure of the whole batch, but `accumulate` computes it "
         "in parts; set `accumulate` to 1": recipe.loss == "soft_f1"
-        and recipe.accumulate > 1,
+        and recipe.accumulate != 1,
         "`schedule` one_cycle has its own warm-up, but `warmup_epochs` asks for "
         "another; set `warmup_epochs` to 0": recipe.schedule == "one_cycle"
         and recipe.warmup_epochs > 0,
@@ -375,6 +375,61 @@ def check_sides(recipe: Recipe, side_px: int, fixed: bool) -> None:
         raise ValueError(
             f"`progressive` should stay within `side_px` ({side_px}), but {max(sides)} "
             "came; raise `side_px`"
+        )
+
+
+def check_banked(recipe: Recipe) -> None:
+    """Raise ValueError for settings that frozen features cannot follow."""
+    plain = {
+        "mixup_alpha": 0.0,
+        "cutmix_alpha": 0.0,
+        "accumulate": 1,
+        "sampler": "plain",
+        "sam_rho": 0.0,
+        "ema_decay": 0.0,
+        "keep": "last",
+        "patience": 0,
+        "target_accuracy": 0.0,
+        "unfreeze_last": 0,
+    }
+    for name, value in plain.items():
+        if getattr(recipe, name) != value:
+            raise ValueError(
+                f"heads on a feature bank train with `{name}` {value}, but "
+                f"{getattr(recipe, name)!r} came; set `bank_views` to 0 for it"
+            )
+    if recipe.batch_size == 0:
+        raise ValueError(
+            "`batch_size` 0 finds the largest batch of the whole model, but heads on a "
+            "feature bank are small; name a `batch_size`"
+        )
+    if recipe.progressive or not recipe.frozen:
+        raise ValueError(
+            "`bank_views` keeps features of a frozen backbone at one size; set "
+            "`frozen: true` and `progressive: []`, or `bank_views: 0`"
+        )
+
+
+def check_settled(recipe: Recipe) -> None:
+    """Raise ValueError where `capacity` has still to find the batch."""
+    if not recipe.batch_size or not recipe.accumulate:
+        raise ValueError(
+            f"`batch_size` ({recipe.batch_size}) and `accumulate` ({recipe.accumulate})"
+            " should be known before training; call `capacity.settle` first"
+        )
+
+
+def check_shared(recipe: Recipe, processes: int) -> None:
+    """Raise ValueError for settings that several processes cannot share."""
+    least = 2 * processes * recipe.accumulate
+    if processes > 1 and 0 < recipe.batch_size < least:
+        raise ValueError(
+            f"`batch_size` should leave every one of {processes} processes two pictures"
+            f", but is {recipe.batch_size}; lower `processes` or raise it"
+        )
+    if processes > 1 and recipe.retry_nan:
+        raise ValueError(
+            "`retry_nan` works in one process; set it off, or `processes` 1"
         )
 
 

@@ -261,6 +261,11 @@ def _describe(step: Step) -> str:
     return f"{start}{step.name}{args} p={step.chance:g}"
 
 
+def is_winner(name: str) -> bool:
+    """Whether `augment` means what won a race."""
+    return name == WINNER or name.startswith(f"{WINNER}:")
+
+
 def find_winner(name: str, runs_dir: Path) -> str:
     """The recipe that `augment` means.
 
@@ -272,7 +277,7 @@ def find_winner(name: str, runs_dir: Path) -> str:
         FileNotFoundError: that race has not been run.
         ValueError: what won is no recipe any more.
     """
-    if name != WINNER and not name.startswith(f"{WINNER}:"):
+    if not is_winner(name):
         return name
     run = name.partition(":")[2] or "augmentation"
     path = runs_dir / run / "winner.yaml"

@@ -227,17 +227,15 @@ def _write_demo(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from sketchlib.workbook import parameters, report, runner
+    from sketchlib.workbook import jobs, parameters, report, runner
 
     if options.timeout < 0:
         raise ValueError(
             f"--timeout must be seconds, 0 for none, not {options.timeout:g}"
         )
     notebook = parameters.find_notebook(options.notebook)
-    asked = runner.collect_overrides(
-        notebook, options.files, options.pairs, options.runs
-    )
-    job = runner.make_job(notebook, asked, timeout=options.timeout)
+    asked = jobs.collect_overrides(notebook, options.files, options.pairs, options.runs)
+    job = jobs.make_job(notebook, asked, timeout=options.timeout)
     if options.detach:
         from sketchlib.workbook import detach
 
@@ -307,11 +305,11 @@ def _show_runs(options: argparse.Namespace) -> int:
 
 
 def _format_runs(folder: Path) -> str:
-    from sketchlib.workbook import display, report, runner
+    from sketchlib.workbook import display, folders, report
 
     rows = [("run", "state", "score", "time", "progress")]
     for path, record in report.read_runs(folder):
-        state = runner.read_state(record)
+        state = folders.read_state(record)
         progress = display.read_progress(path) if state == "running" else {}
         seconds = record.get("seconds")
         took = display.format_seconds(seconds) if seconds is not None else ""

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from sketchlib import workspace
-from sketchlib.workbook import runner, schedule
+from sketchlib.workbook import folders, schedule
+from sketchlib.workbook.jobs import Job
+from sketchlib.workbook.outcomes import EXIT_CODES, Outcome
 from sketchlib.workbook.plan import Step
 
 _ATTEMPTS = 4  # of one step, when its node is lost
@@ -71,21 +73,21 @@ class Cluster:
     def __init__(self, ray: Any) -> None:
         self.ray = ray
         self._task = ray.remote(schedule.run_job)
-        self._running: dict[Any, tuple[Step, runner.Job]] = {}
+        self._running: dict[Any, tuple[Step, Job]] = {}
         self._asked = 0
 
     def has_room(self, running: int) -> bool:
         """Always: Ray keeps what it has no room for."""
         return True
 
-    def start(self, step: Step, job: runner.Job) -> None:
+    def start(self, step: Step, job: Job) -> None:
         """Hand the job to Ray.
 
         Raises:
             ValueError: no node has what the step needs.
         """
         self._check_needs(step)
-        runner.queue_run(job)
+        folders.queue_run(job)
         self._submit(step, dataclasses.replace(job, threads=max(1, int(step.cpus))))
 
     def _check_needs(self, step: Step) -> None:
@@ -101,13 +103,13 @@ class Cluster:
             "change `cpus` and `gpus` of the step, or start a larger node"
         )
 
-    def _submit(self, step: Step, job: runner.Job) -> None:
+    def _submit(self, step: Step, job: Job) -> None:
         sent = self._task.options(
             num_cpus=step.cpus, num_gpus=step.gpus, max_retries=0, name=step.name
         ).remote(job)
         self._running[sent] = (step, job)
 
-    def wait(self, seconds: float) -> list[tuple[Step, runner.Outcome]]:
+    def wait(self, seconds: float) -> list[tuple[Step, Outcome]]:
         """The steps that ended; those of a lost node are started again instead."""
         ready, _ = self.ray.wait(list(self._running), timeout=seconds)
         ended = []
@@ -118,7 +120,7 @@ class Cluster:
                 ended.append((step, outcome))
         return ended
 
-    def _collect(self, sent: Any, step: Step, job: runner.Job) -> runner.Outcome | None:
+    def _collect(self, sent: Any, step: Step, job: Job) -> Outcome | None:
         """How the task ended; None when it was started again."""
         errors = self.ray.exceptions
         try:
@@ -142,7 +144,7 @@ class Cluster:
             self.ray.cancel(sent, force=self._asked > 1)
 
 
-def _stopped(job: runner.Job, state: str, message: str) -> runner.Outcome:
+def _stopped(job: Job, state: str, message: str) -> Outcome:
     """The outcome of a task that came back without one; its record is made true."""
     error = {"cell": "", "name": state.capitalize(), "message": message}
     path = job.folder / "run.json"
@@ -153,4 +155,4 @@ def _stopped(job: runner.Job, state: str, message: str) -> runner.Outcome:
             workspace.write_json(
                 path, record | stamp | {"state": state, "error": error}
             )
-    return runner.Outcome(state, runner.EXIT_CODES[state], job.folder, 0.0, error)
+    return Outcome(state, EXIT_CODES[state], job.folder, 0.0, error)

@@ -4,7 +4,6 @@ Only looks: nothing is changed, nothing but one connection to the weights' hub l
 the machine. Limits: what is called green may still be slow.
 """
 
-import contextlib
 import os
 import platform
 import shutil
@@ -96,7 +95,7 @@ def _check_machine() -> Iterator[Finding]:
     from sketchlib import workspace
 
     root = workspace.repo_root()
-    memory = _measure_memory() / 2**30
+    memory = workspace.free_memory() / 2**30
     remedy = "close other programs, or choose a smaller batch" * (memory < 3)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     told = f"{memory:.1f} GiB memory free, {cores or os.cpu_count()} cores"
@@ -104,20 +103,6 @@ def _check_machine() -> Iterator[Finding]:
     free = shutil.disk_usage(root).free / 2**30
     remedy = f"free some space under {root}" * (free < 2)
     yield free >= 2, f"{free:.0f} GiB disk free", remedy
-
-
-def _measure_memory() -> int:
-    """Bytes of memory that can be had, the control group's limit included."""
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found = next(line for line in lines if line.startswith("MemAvailable"))
-        available = int(found.split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        available = min(available, limit - used)
-    return available
 
 
 def _check_torch() -> Iterator[Finding]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sketchlib import workspace
-from sketchlib.workbook import parameters, runner
+from sketchlib.workbook import folders, parameters
+from sketchlib.workbook.jobs import Job
 from sketchlib.workbook.plan import Step
 
 _PLACES = ("runs_dir", "run_name", "data_dir")  # say where, not what
@@ -45,7 +46,7 @@ def hash_library() -> str:
     return workspace.hash_files([p for p in sources if p.parent != root / "workbook"])
 
 
-def hash_data(job: runner.Job) -> str:
+def hash_data(job: Job) -> str:
     """Hash of name, size and time of the data folder's CSV files and the verdicts."""
     if not job.values.get("data_dir"):
         return ""
@@ -68,7 +69,7 @@ def explain_run(step: Step, upstream: dict[str, str]) -> str:
         record = workspace.read_json(folder / "run.json")
     except ValueError:
         return "its run.json cannot be read"
-    state = runner.read_state(record)
+    state = folders.read_state(record)
     if state != "done":
         return f"last time {state}" if state != "running" else "still running"
     stored = record.get("fingerprint")

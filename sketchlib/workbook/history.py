@@ -21,7 +21,7 @@ from sketchlib.analysis import scores
 from sketchlib.data import decisions
 from sketchlib.data import manifest as manifests
 from sketchlib.training import predictions
-from sketchlib.workbook import display, parameters, report, runner
+from sketchlib.workbook import display, folders, parameters, report
 
 _OWN = "07_retrospective"
 _SCORED = ("03_train", "05_ensemble")
@@ -132,7 +132,7 @@ def tabulate(entries: Sequence[Entry]) -> pd.DataFrame:
                 "run": entry.name,
                 "owner": entry.owner,
                 "notebook": entry.notebook,
-                "state": runner.read_state(entry.record),
+                "state": folders.read_state(entry.record),
                 "started": str(entry.record.get("started", "")),
                 "minutes": entry.minutes,
                 "score": value if name else missing,
@@ -201,7 +201,7 @@ def list_comparisons(
     An ensemble without one is compared with its best member.
     """
     for entry in entries:
-        is_done = runner.read_state(entry.record) == "done"
+        is_done = folders.read_state(entry.record) == "done"
         if is_done and entry.notebook in _SCORED:
             named = [entry.record.get("baseline") or entry.parameters.get("baseline")]
             bases = [find_entry(entries, str(n), entry.owner) for n in named if n]
@@ -307,7 +307,7 @@ def list_uncompared(entries: Sequence[Entry]) -> pd.DataFrame:
     trained = [
         e
         for e in entries
-        if e.notebook == "03_train" and runner.read_state(e.record) == "done"
+        if e.notebook == "03_train" and folders.read_state(e.record) == "done"
     ]
     rows = []
     for place, entry in enumerate(trained):
@@ -363,7 +363,7 @@ def find_final(entries: Sequence[Entry], name: str = "") -> Entry:
     Raises:
         ValueError: there is no such run, or no finished one at all.
     """
-    done = [e for e in entries if runner.read_state(e.record) == "done"]
+    done = [e for e in entries if folders.read_state(e.record) == "done"]
     chosen = [e for e in done if name in (e.name, e.folder.name)]
     if name and not chosen:
         near = parameters.suggest(name, [e.name for e in done])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sketchlib import workspace
-from sketchlib.workbook import display, parameters, report, runner
+from sketchlib.workbook import display, folders, parameters, report
 
 FILE = "promotion.json"
 
@@ -227,8 +227,8 @@ def describe_rungs(gates: dict[str, Gate], runs_dir: Path) -> list[str]:
             lines.append(f"{name:<{wide}}not run, {decision.text}")
             continue
         record = report.read_record(runs_dir / name)
-        if runner.read_state(record) != "done":
-            lines.append(f"{name:<{wide}}{runner.read_state(record)}")
+        if folders.read_state(record) != "done":
+            lines.append(f"{name:<{wide}}{folders.read_state(record)}")
             continue
         took = display.format_seconds(float(record.get("seconds") or 0))
         score, interval = report.format_score(record)

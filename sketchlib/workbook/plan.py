@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from sketchlib import workspace
-from sketchlib.workbook import ladder, parameters, runner
+from sketchlib.workbook import jobs, ladder, parameters
 
 _PLAN_KEYS: dict[str, type] = {"title": str, "parameters": dict, "steps": list}
 _STEP_KEYS: dict[str, type] = {
@@ -68,7 +68,7 @@ class Step:
     `after` are steps it waits for, whether they run or not; `gate` may hold it back.
     """
 
-    job: runner.Job
+    job: jobs.Job
     needs: tuple[str, ...] = ()
     minutes: float = 0.0
     cpus: float = 1.0
@@ -256,7 +256,7 @@ def _make_step(
         share = {"budget_minutes": asked.budget() * entry["budget_share"]}
         values |= parameters.check_overrides(schema, share, f"budget_share of {where}")
     values["run_name"] = entry["name"]
-    job = runner.make_job(notebook, values)
+    job = jobs.make_job(notebook, values)
     gate = ladder.read_gate(entry, [*_named(entry)], where)
     compared = (gate.over, gate.run) if gate else ()
     needs = tuple(dict.fromkeys([*entry.get("needs", []), *compared]))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sketchlib import workspace
-from sketchlib.workbook import display, parameters, runner
+from sketchlib.workbook import display, folders, parameters
 
 _HERE = Path(__file__).parent
 _POLICY = "default-src 'none'; img-src data: file: 'self'; style-src 'unsafe-inline'"
@@ -221,7 +221,7 @@ def _list_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     score = format_score(record)
     seconds, started = record.get("seconds"), _format_date(record.get("started", ""))
     facts = [
-        ("state", runner.read_state(record) or "unknown"),
+        ("state", folders.read_state(record) or "unknown"),
         ("score", score[0]),
         ("95 % interval", score[1]),
         ("took", display.format_seconds(seconds) if seconds is not None else ""),
@@ -325,7 +325,7 @@ def write_index(runs_dir: str | os.PathLike[str]) -> Path:
 
 
 def _summarise(runs: Sequence[tuple[Path, dict[str, Any]]]) -> str:
-    states = [runner.read_state(record) for _, record in runs]
+    states = [folders.read_state(record) for _, record in runs]
     counts = {state: states.count(state) for state in dict.fromkeys(states)}
     total = sum(record.get("seconds") or 0 for _, record in runs)
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -382,7 +382,7 @@ def _describe_row(
     folder: Path, record: dict[str, Any], scale: tuple[float, float]
 ) -> dict[str, Any]:
     """What the index shows of one run; the template escapes the texts."""
-    state, (score, interval) = runner.read_state(record), format_score(record)
+    state, (score, interval) = folders.read_state(record), format_score(record)
     page = folder / f"{_find_kind(folder, record)}.html"
     has_submission = (folder / "submission.csv").exists()
     error, seconds = record.get("error") or {}, record.get("seconds")

@@ -15,7 +15,7 @@ import numpy as np
 
 from sketchlib import workspace
 from sketchlib.training import predictions
-from sketchlib.workbook import parameters, runner
+from sketchlib.workbook import jobs, parameters, runner
 
 EQUAL, NOISE, DIFFERENT = "equal", "within noise", "different"
 _TIMING = {"seconds", "images_per_second"}
@@ -55,7 +55,7 @@ def reproduce(run_dir: Path, *, keep: bool = False) -> Outcome:
     for name in _COPIED:
         if (run_dir / name).exists():
             shutil.copyfile(run_dir / name, again / name)
-    outcome = runner.run_notebook(runner.make_job(notebook, asked))
+    outcome = runner.run_notebook(jobs.make_job(notebook, asked))
     if outcome.exit_code:
         raise RuntimeError(f"the second run failed: {outcome.message}")
     found = compare(run_dir, again)

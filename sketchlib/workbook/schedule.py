@@ -15,12 +15,22 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from sketchlib import workspace
-from sketchlib.workbook import display, freshness, ladder, parameters, report, runner
+from sketchlib.workbook import (
+    display,
+    folders,
+    freshness,
+    ladder,
+    parameters,
+    report,
+    runner,
+)
+from sketchlib.workbook.jobs import Job
+from sketchlib.workbook.outcomes import BAD_INPUT, EXIT_CODES, Outcome
 from sketchlib.workbook.plan import Plan, Step
 
 _DEMO_DIR = "data/demo"
 _LOOK = 0.5  # seconds between two looks at what ended
-_LAST = (runner.BAD_INPUT, runner.EXIT_CODES["interrupted"])  # nothing starts after
+_LAST = (BAD_INPUT, EXIT_CODES["interrupted"])  # nothing starts after
 
 
 class Place(Protocol):
@@ -29,10 +39,10 @@ class Place(Protocol):
     def has_room(self, running: int) -> bool:
         """Whether one more may start beside those that run."""
 
-    def start(self, step: Step, job: runner.Job) -> None:
+    def start(self, step: Step, job: Job) -> None:
         """Start the step's job and return at once."""
 
-    def wait(self, seconds: float) -> list[tuple[Step, runner.Outcome]]:
+    def wait(self, seconds: float) -> list[tuple[Step, Outcome]]:
         """The steps that ended, after at most so many seconds."""
 
     def stop(self) -> None:
@@ -47,19 +57,19 @@ class Here:
         self.threads = max(1, _count_cores() // jobs) if jobs > 1 else 0
         self.stopper = runner.Stopper()
         self._pool = concurrent.futures.ThreadPoolExecutor(jobs)
-        self._running: dict[concurrent.futures.Future[runner.Outcome], Step] = {}
+        self._running: dict[concurrent.futures.Future[Outcome], Step] = {}
 
     def has_room(self, running: int) -> bool:
         """Whether fewer than `jobs` run."""
         return running < self.jobs
 
-    def start(self, step: Step, job: runner.Job) -> None:
+    def start(self, step: Step, job: Job) -> None:
         """Run the job in a thread, which watches the run's processes."""
         job = dataclasses.replace(job, threads=self.threads)
         made = self._pool.submit(run_job, job, self.stopper)
         self._running[made] = step
 
-    def wait(self, seconds: float) -> list[tuple[Step, runner.Outcome]]:
+    def wait(self, seconds: float) -> list[tuple[Step, Outcome]]:
         """The steps that ended."""
         first = concurrent.futures.FIRST_COMPLETED
         ended, _ = concurrent.futures.wait(self._running, seconds, first)
@@ -70,14 +80,14 @@ class Here:
         self.stopper()
 
 
-def run_job(job: runner.Job, stopper: runner.Stopper | None = None) -> runner.Outcome:
+def run_job(job: Job, stopper: runner.Stopper | None = None) -> Outcome:
     """`runner.run_notebook`, what it raises as an outcome: others run beside it."""
     try:
         return runner.run_notebook(job, None, stopper)
     except (ValueError, OSError) as error:
-        code = runner.BAD_INPUT if isinstance(error, ValueError) else 1
+        code = BAD_INPUT if isinstance(error, ValueError) else 1
         told = {"cell": "", "name": type(error).__name__, "message": str(error)}
-        return runner.Outcome("failed", code, job.folder, 0.0, told)
+        return Outcome("failed", code, job.folder, 0.0, told)
 
 
 def _count_cores() -> int:
@@ -297,7 +307,7 @@ class _Scheduler:
         self.progress.skipped[step.name] = decision.text
         return False
 
-    def _settle(self, step: Step, outcome: runner.Outcome) -> None:
+    def _settle(self, step: Step, outcome: Outcome) -> None:
         self.running.remove(step)
         if outcome.state == "done":
             expected = self.progress.expected[step.name]
@@ -313,7 +323,7 @@ class _Scheduler:
 
     def _stop(self) -> None:
         self.place.stop()
-        self.progress.code = self.progress.code or runner.EXIT_CODES["interrupted"]
+        self.progress.code = self.progress.code or EXIT_CODES["interrupted"]
         self._give_up()
 
     def _give_up(self) -> None:
@@ -392,7 +402,7 @@ def _print_end(plan: Plan) -> None:
         score, interval = report.format_score(record)
         seconds = record.get("seconds")
         took = display.format_seconds(seconds) if seconds is not None else ""
-        state = runner.read_state(record)
+        state = folders.read_state(record)
         print(f"{step.name:<{wide}}{score:>7}  {interval:<17}{took:>10}  {state}")
     if plan.gates:
         print("\nrung by rung: time, score, gain over the one before")

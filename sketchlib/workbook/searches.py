@@ -1,8 +1,7 @@
 """What 06_tune does around a search: its parts from parameters, and its best re-run.
 
-The space file's names and values are checked against the parameter cell of 03_train
-before anything runs. Re-runs are 03_train runs like any other, with weights and test
-predictions, in this process.
+`searching` reads the files that a search is made of. Re-runs are 03_train runs like
+any other, with weights and test predictions, in this process.
 """
 
 from collections.abc import Mapping
@@ -14,9 +13,8 @@ from sketchlib import workspace
 from sketchlib.analysis import scores
 from sketchlib.training import spaces, trials, tuning
 from sketchlib.training.predictions import Predictions
-from sketchlib.workbook import parameters, session
+from sketchlib.workbook import parameters, searching, session
 
-_TRAIN = "03_train"
 PARTS = ("search", "fresh")
 _OWN = ("data_dir", "runs_dir", "run_name", "hypothesis", "baseline", "audit_run")
 
@@ -28,15 +26,9 @@ def make_search(here: session.Session, asked: Mapping[str, Any]) -> tuning.Searc
         FileNotFoundError: a file that is named does not exist.
         ValueError: a name, form or value in one of the files is wrong.
     """
-    schema = parameters.read_parameters(parameters.find_notebook(_TRAIN))
-    file = workspace.resolve_path(asked["train_file"])
-    given = parameters.read_overrides(file) if asked["train_file"] else {}
-    values = {name: entry.default for name, entry in schema.items()}
-    values |= parameters.check_overrides(schema, given, asked["train_file"])
-    shared = ("audit_run", "columns", "data_dir", "runs_dir", "seed")
-    values |= {name: asked[name] for name in shared} | {"budget_minutes": 0.0}
-    space = read_space(asked["space_file"])
-    own = {n: v for n, v in space.shared.items() if n in schema}
+    values = searching.read_base(asked)
+    space = searching.read_space(asked["space_file"])
+    own = {n: v for n, v in space.shared.items() if n in values}
     names = ["storage", "folds", "objective", "sampler", "pruner", "reduction"]
     names += ["trials", "minutes", "retries", "jobs", "seed"]
     return tuning.Search(
@@ -48,19 +40,6 @@ def make_search(here: session.Session, asked: Mapping[str, Any]) -> tuning.Searc
         space=spaces.as_plain(space),
         **{name: asked[name] for name in names},
     )
-
-
-def read_space(file: str) -> spaces.Space:
-    """The space in a YAML file, every name and value checked as 03_train would."""
-    schema = parameters.read_parameters(parameters.find_notebook(_TRAIN))
-    known = [*schema, *spaces.OWN]
-
-    def check(name: str, value: Any) -> spaces.Value:
-        parameters.check_known(name, known, file)
-        return parameters.coerce(schema[name], value, file)
-
-    lines = parameters.read_overrides(workspace.resolve_path(file))
-    return spaces.make_space(lines, check, file)
 
 
 # --- the best, again --------------------------------------------------------
@@ -100,7 +79,7 @@ def _train_run(
     world: trials.World, values: dict[str, Any], bar: session.Progress
 ) -> Predictions:
     run = workspace.open_run(
-        world.runs_dir, values["run_name"], values, notebook=_TRAIN
+        world.runs_dir, values["run_name"], values, notebook=searching.TRAIN
     )
 
     def follow(fold: int, row: dict[str, float]) -> None:
@@ -234,7 +213,7 @@ def write_best(
     if best.empty:
         return "No fine-tuned trial ran to its end: there is no `best.yaml`."
     values = tuning.read_values(search, best["run"].iloc[0])
-    schema = parameters.read_parameters(parameters.find_notebook(_TRAIN))
+    schema = parameters.read_parameters(parameters.find_notebook(searching.TRAIN))
     changed = {
         name: value
         for name, value in values.items()
@@ -244,7 +223,7 @@ def write_best(
     text = (
         f"# Found by the search {here.run.name}: {search.objective} "
         f"{best['score'].iloc[0]:.4f} on the folds that chose it.\n"
-        f"# sketch run {_TRAIN} -f {path} -p run_name best\n"
+        f"# sketch run {searching.TRAIN} -f {path} -p run_name best\n"
         + yaml.safe_dump(changed, sort_keys=False, allow_unicode=True)
     )
     workspace.write_text(path, text)

@@ -17,7 +17,15 @@ import pytest
 from toys import PARAMETERS, read_cells, read_text, write_notebook
 
 from sketchlib import workspace
-from sketchlib.workbook import cli, display, parameters, report, runner
+from sketchlib.workbook import (
+    cli,
+    display,
+    folders,
+    jobs,
+    parameters,
+    report,
+    runner,
+)
 
 ORPHAN = """\
 import subprocess, sys
@@ -32,7 +40,7 @@ SLEEP = ORPHAN + "import time; time.sleep(600)"
 def make_job(folder, cells, timeout=0.0, **overrides):
     notebook = write_notebook(folder / "99_toy.ipynb", cells)
     values = {"runs_dir": str(folder / "runs"), **overrides}
-    return runner.make_job(notebook, values, timeout=timeout)
+    return jobs.make_job(notebook, values, timeout=timeout)
 
 
 def run_quietly(job):
@@ -116,7 +124,7 @@ def test_f25_texts_are_read_as_meant(tmp_path):
     notebook = write_notebook(tmp_path / "99_toy.ipynb")
     (tmp_path / "x.yaml").write_text("lr: 1e-3\n")
     pairs = [("flip", "true"), ("folds", "[1,2]")]
-    asked = runner.collect_overrides(notebook, [str(tmp_path / "x.yaml")], pairs)
+    asked = jobs.collect_overrides(notebook, [str(tmp_path / "x.yaml")], pairs)
     assert asked == {"lr": 0.001, "flip": True, "folds": [1, 2]}
 
 
@@ -209,7 +217,7 @@ def test_f29_a_time_out_ends_the_run_and_its_children_and_keeps_the_checkpoint(
 
 
 def test_f29_a_cell_that_ignores_the_interrupt_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "_GRACE", 1.0)
+    monkeypatch.setattr(runner, "GRACE", 1.0)
     deaf = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     job = make_job(tmp_path, [("run", deaf + SLEEP.replace("600", "60"))], timeout=3.0)
     outcome = run_quietly(job)
@@ -262,7 +270,7 @@ def test_f31_a_killed_runner_takes_its_kernel_along_and_the_record_says_so(
     process.communicate(timeout=30)
     assert is_gone(int(worker))
     assert is_gone(kernel)
-    assert runner.read_state(workspace.read_json(folder / "run.json")) == "killed"
+    assert folders.read_state(workspace.read_json(folder / "run.json")) == "killed"
     write_notebook(tmp_path / "99_toy.ipynb")
     again = start_sketch(tmp_path, "99_toy.ipynb")  # while the first still closes
     _, error = again.communicate(timeout=60)
@@ -362,7 +370,7 @@ def test_f32_on_a_disk_that_is_really_full_nothing_good_is_lost(
     folder = small_disk / "runs" / "toy"
     assert (folder / "last.pt").read_text() == "good"
     assert workspace.read_jsonl(folder / "metrics.jsonl") == [{"epoch": 1}]
-    state = runner.read_state(workspace.read_json(folder / "run.json"))
+    state = folders.read_state(workspace.read_json(folder / "run.json"))
     assert state in ("failed", "killed")
     json.loads((folder / "99_toy.ipynb").read_text())
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == [".lock"]
@@ -401,7 +409,7 @@ def test_f33_a_second_run_of_the_same_name_is_refused(tmp_path, capsys):
 def run_together(folder, count):
     notebook = write_notebook(folder / "99_toy.ipynb", [("run", "print(run_name)")])
     jobs = [
-        runner.make_job(
+        jobs.make_job(
             notebook, {"runs_dir": str(folder / "runs"), "run_name": f"r{number}"}
         )
         for number in range(count)
