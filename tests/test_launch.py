@@ -83,7 +83,7 @@ def test_a_task_comes_back_from_its_file(task):
 
 def test_processes_that_fail_say_why(tmp_path):
     words = "import sys; sys.exit('[rank1]: FloatingPointError: lower `lr`')"
-    log = tmp_path / launch._LOG
+    log = tmp_path / launch.LOG
     with (
         pytest.raises(RuntimeError, match="code 1: FloatingPointError: lower `lr`"),
         launch._started([sys.executable, "-c", words], log, 2) as child,

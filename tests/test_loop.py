@@ -12,7 +12,7 @@ from recipes import FP32, make
 
 from sketchlib import workspace
 from sketchlib.data import cache, manifest
-from sketchlib.training import checkpoints, compute, datasets, loop, memory
+from sketchlib.training import checkpoints, compute, curves, datasets, loop, memory
 
 
 @pytest.fixture(scope="module")
@@ -633,6 +633,6 @@ def test_curves_are_read_as_over_under_or_settled():
             }
         )
 
-    assert "Overfitting" in loop.read_curves(history([1, 0.5, 0.4, 0.5, 0.6, 0.7]))
-    assert "Still learning" in loop.read_curves(history([2, 1.6, 1.3, 1.0, 0.8, 0.6]))
-    assert "Settled" in loop.read_curves(history([2, 1, 0.6, 0.5, 0.5, 0.5]))
+    assert "Overfitting" in curves.read_curves(history([1, 0.5, 0.4, 0.5, 0.6, 0.7]))
+    assert "Still learning" in curves.read_curves(history([2, 1.6, 1.3, 1.0, 0.8, 0.6]))
+    assert "Settled" in curves.read_curves(history([2, 1, 0.6, 0.5, 0.5, 0.5]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sketchlib.training import recipe
+from sketchlib.training import beside, capacity, recipe
 from sketchlib.workbook import parameters
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +68,9 @@ TRAINING = {
     ],
     "final model on all rows": ["all_rows"],
     "strict repetition": ["deterministic", "seed"],
+    "the largest batch that fits": ["batch_size", "accumulate", "lr_rule", "lr_batch"],
+    "loader processes by measure": ["workers"],
+    "folds at once": ["fold_jobs", "fold_engine"],
 }
 
 
@@ -91,6 +94,8 @@ def test_choices_in_the_help_are_those_of_the_library(schema):
         ("keep", recipe.KEEPS),
         ("norm", recipe.NORMS),
         ("sampler", recipe.SAMPLERS),
+        ("lr_rule", capacity.LR_RULES),
+        ("fold_engine", beside.ENGINES),
     ):
         assert schema[name].choices == choices, name
 

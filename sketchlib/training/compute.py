@@ -24,6 +24,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 LAYOUTS = ("nchw", "channels_last")
 DEPTHWISE = ("torch", "blocks")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+USUAL_BATCH = 32  # pictures, where the batch is still to be found
 _PATIENCE = 15.0  # seconds after which nothing is measured a second time
 _SECONDS, _STEPS = 8.0, 100  # of the speed a plan counts on, whichever ends first
 _LOSS_TOLERANCE = 0.05  # relative; bf16 keeps 8 bits of mantissa
@@ -93,7 +94,7 @@ def choose_compute(
 
     Args:
         model: not changed.
-        batch: (B, C, S) of the training batches.
+        batch: (B, C, S) of the training batches; B may be 0, still to be found.
         precision: `auto`, or the only one allowed.
         layout: `auto`, or the only one allowed.
         depthwise: `auto`, or the only one allowed; `blocks` is for CPUs.
@@ -104,6 +105,7 @@ def choose_compute(
         ValueError: a name that is neither `auto` nor known.
     """
     device = find_device()
+    batch = (batch[0] or USUAL_BATCH, *batch[1:])
     precision = settle_precision(device, precision)
     if device == "cpu":
         kernels.keep_memory()
@@ -125,7 +127,8 @@ def _recall(
 ) -> Compute:
     """The fastest of those allowed, from the file of measures or measured now."""
     named = [str(way) for way in allowed]
-    key = workspace.hash_value([_machine(), _signature(model), batch, norm, named])
+    machine = describe_machine()
+    key = workspace.hash_value([machine, _signature(model), batch, norm, named])
     known = workspace.read_json(remember) if remember.exists() else {}
     if key not in known:
         known[key] = asdict(_fastest(model, batch, norm, allowed))
@@ -185,7 +188,8 @@ def _candidates(
     return plain + blocks if depthwise == "auto" else blocks or plain
 
 
-def _machine() -> str:
+def describe_machine() -> str:
+    """What measures of speed hold for: the GPU, or the processor and its threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} " + str(
@@ -215,6 +219,13 @@ def _fastest(
         if abs(loss - reference) <= _LOSS_TOLERANCE * max(abs(reference), 1e-3):
             results.append(replace(way, images_per_second=round(speed, 1)))
     return max(results, key=lambda way: way.images_per_second, default=fallback)
+
+
+def time_training(
+    model: nn.Module, batch: tuple[int, int, int], norm: str, way: Compute
+) -> float:
+    """Pictures a second that training takes from memory; `model` is not changed."""
+    return _measure(model, batch, norm, way)[1]
 
 
 def _measure(

@@ -29,9 +29,12 @@ from accelerate import PartialState
 from sketchlib import workspace
 from sketchlib.data import cache
 from sketchlib.training import folds, processes
+from sketchlib.training import recipe as recipes
 
 FLAGS = "SKETCHBOOK_LAUNCH"  # environment variable with accelerate's own flags
-_TASK, _EPOCHS, _LOG = "launch.json", "epochs.jsonl", "launch.log"
+CORES = "SKETCHBOOK_CORES"  # environment variable with the cores of a process
+LOG = "launch.log"
+_TASK, _EPOCHS = "launch.json", "epochs.jsonl"
 _POLL = 0.2  # seconds between two looks at the epochs
 _GRACE = 15.0  # seconds the processes have to end
 OnEpoch = Callable[[dict[str, float]], None]
@@ -50,17 +53,9 @@ def train_fold(
     """
     if count == 1 or task.feature_bank is not None:  # heads on it take seconds
         return folds.train_fold(task, fold, on_epoch)
-    if task.recipe.batch_size < 2 * count * task.recipe.accumulate:
-        raise ValueError(
-            f"`batch_size` should leave every one of {count} processes two pictures, "
-            f"but is {task.recipe.batch_size}; lower `processes` or raise it"
-        )
-    if task.recipe.retry_nan:
-        raise ValueError(
-            "`retry_nan` works in one process; set it off, or `processes` 1"
-        )
+    recipes.check_shared(task.recipe, count)
     path = write_task(task, fold)
-    with _started(_make_command(path, count), path.parent / _LOG, count) as child:
+    with _started(_make_command(path, count), path.parent / LOG, count) as child:
         _follow(child, path.parent, on_epoch or _ignore)
     return folds.train_fold(dataclasses.replace(task, fresh=False), fold)
 
@@ -93,11 +88,8 @@ def _started(
     command: Sequence[str], log: Path, count: int
 ) -> Iterator[subprocess.Popen]:
     """The command running, its words in `log`; ended when the block is left."""
-    library = str(Path(workspace.__file__).resolve().parents[1])
-    searched = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
-    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
-    environment = {"OMP_NUM_THREADS": threads} | os.environ
-    environment["PYTHONPATH"] = os.pathsep.join(searched)
+    threads = str(max(1, len(list_cores()) // count))
+    environment = {"OMP_NUM_THREADS": threads} | os.environ | find_library()
     with log.open("wb") as out:
         child = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=environment
@@ -115,33 +107,96 @@ def _started(
 
 def _follow(child: subprocess.Popen, folder: Path, on_epoch: OnEpoch) -> None:
     """Hand on every epoch as it is written, until the processes end."""
-    told, ended = 0, False
+    epochs, ended = Epochs(folder, on_epoch), False
     while not ended:
         ended = child.poll() is not None
-        path = folder / _EPOCHS
-        rows = workspace.read_jsonl(path) if path.exists() else []
-        for row in rows[told:]:
-            on_epoch({name: _as_number(value) for name, value in row.items()})
-        told = len(rows)
+        epochs.hand_on()
         time.sleep(0 if ended else _POLL)
     if child.returncode:
         raise RuntimeError(
             f"the processes ended with code {child.returncode}: "
-            f"{_last_words(folder / _LOG)} (whole text in {folder / _LOG})"
+            f"{read_last_words(folder / LOG)} (whole text in {folder / LOG})"
         )
+
+
+class Epochs:
+    """The epochs that a fold trained elsewhere appends, handed on once each."""
+
+    def __init__(self, folder: Path, on_epoch: OnEpoch) -> None:
+        self.path, self.on_epoch, self.told = folder / _EPOCHS, on_epoch, 0
+
+    def hand_on(self) -> None:
+        """Hand on what is new."""
+        rows = workspace.read_jsonl(self.path) if self.path.exists() else []
+        for row in rows[self.told :]:
+            self.on_epoch({name: _as_number(value) for name, value in row.items()})
+        self.told = len(rows)
 
 
 def _as_number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _last_words(log: Path) -> str:
-    """The exception of the process that failed first, out of the launcher's log."""
+def read_last_words(log: Path) -> str:
+    """The exception of the process that failed first, out of its log."""
     text = log.read_text(encoding="utf-8", errors="replace")
     lines = [re.sub(r"^\[rank\d+\]: ", "", line) for line in text.splitlines()]
     named = [line for line in lines if line.partition(":")[0].endswith("Error")]
     words = [line for line in named if "ChildFailed" not in line] or lines
     return words[0].strip() if words else "without a word"
+
+
+# --- a share of the machine --------------------------------------------------
+
+
+def list_cores() -> list[int]:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def count_gpus() -> int:
+    """GPUs of NVIDIA that this process sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def find_library() -> dict[str, str]:
+    """PYTHONPATH with which another process finds this library."""
+    library = str(Path(workspace.__file__).resolve().parents[1])
+    found = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(found)}
+
+
+def make_environment(place: int, jobs: int) -> dict[str, str]:
+    """The environment of one of `jobs` processes: its own GPU, or its share of cores.
+
+    Args:
+        place: which one, from 0.
+        jobs: how many there are at a time.
+    """
+    environment = os.environ | find_library()
+    if gpus := count_gpus():
+        named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        seen = named.split(",") if named else [str(gpu) for gpu in range(gpus)]
+        return environment | {"CUDA_VISIBLE_DEVICES": seen[place % len(seen)]}
+    cores = list_cores()
+    each = max(1, len(cores) // jobs)
+    own = [cores[(place * each + n) % len(cores)] for n in range(each)]
+    threads = min(each, int(os.environ.get("OMP_NUM_THREADS") or each))
+    return environment | {
+        "OMP_NUM_THREADS": str(threads),
+        CORES: ",".join(map(str, own)),
+    }
+
+
+def pin_cores() -> None:
+    """Keep this process to the cores it was given; before torch computes anything."""
+    given = os.environ.pop(CORES, "")
+    if given and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, map(int, given.split(",")))
 
 
 # --- the task as a file -----------------------------------------------------
@@ -202,6 +257,7 @@ def _decode(kind: Any, value: Any) -> Any:
 
 def main(arguments: Sequence[str]) -> None:
     """Train the fold in the file named, as one of several processes."""
+    pin_cores()
     path = Path(arguments[0])
     task, fold = read_task(path)
     PartialState(cpu=task.way.device == "cpu")  # joins the others, takes its device

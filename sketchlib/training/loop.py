@@ -53,6 +53,7 @@ __all__ = [
     "fit",
     "make_stages",
     "release",
+    "try_update",
     "with_epochs",
 ]
 
@@ -96,12 +97,14 @@ def fit(
         One row per epoch: epoch (from 1), train_loss, valid_loss, valid_accuracy
         (0-1), lr (at the epoch's end), seconds, images_per_second.
     Raises:
-        ValueError: a checkpoint of another recipe, data or model is in the way.
+        ValueError: a checkpoint of another recipe, data or model is in the way, or
+            the recipe leaves its batch open.
         FloatingPointError: the loss is no longer finite; names epoch and step, and
             `bad_batch.json` in the folder the pictures.
         MemoryError: not even two pictures at once fit.
         Stopped: `on_epoch` raised it.
     """
+    recipes.check_settled(recipe)
     recipes.check_sides(recipe, train.pixels.geometry.side_px, has_fixed_size(model))
     task = checkpoints.fingerprint(model, train, valid, recipe)
     keeper = checkpoints.Keeper(fold_dir, task, recipe, save_minutes)
@@ -561,38 +564,18 @@ def _loop_epochs(state: _State) -> Iterator[DataLoader]:
         yield state.loader
 
 
-# --- reading the curves -----------------------------------------------------
+def try_update(
+    model: nn.Module, train: datasets.Examples, recipe: Recipe, way: compute.Compute
+) -> None:
+    """One whole update on a copy of `model`, to see whether its batch fits.
 
-
-def class_balance(labels: np.ndarray, classes: int) -> float:
-    """Accuracy of always naming the largest class: the level of chance, 0-1."""
-    return float(np.bincount(labels, minlength=classes).max() / max(len(labels), 1))
-
-
-def read_curves(history: pd.DataFrame) -> str:
-    """Over- or underfitting, in words with the figures, from the mean over folds.
-
-    Args:
-        history: fold, epoch, train_loss, valid_loss.
+    Raises:
+        RuntimeError: out of memory, as torch says it; nothing is tried again here.
     """
-    curves = history.groupby("epoch")[["train_loss", "valid_loss"]].mean()
-    if curves["valid_loss"].isna().all() or len(curves) < 3:
-        return "Too few epochs, or nothing held out: no reading of the curves."
-    low = curves["valid_loss"].idxmin()
-    rise = curves["valid_loss"].iloc[-1] / curves["valid_loss"].min() - 1
-    last = curves["valid_loss"].iloc[-1]
-    recent = 1 - last / curves["valid_loss"].iloc[-max(2, len(curves) // 3) - 1]
-    if rise > 0.05:
-        return (
-            f"**Overfitting**: the held-out loss was lowest in epoch {low} and has "
-            f"risen {rise:.0%} since; augment more, or train for fewer epochs."
-        )
-    if recent > 0.1:
-        return (
-            f"**Still learning**: the held-out loss fell {recent:.0%} over the last "
-            "third of the epochs; more epochs may help."
-        )
-    return (
-        f"**Settled**: over the last third of the epochs the held-out loss moved by "
-        f"{abs(recent):.0%}; more epochs of the same will change little."
-    )
+    state = _State(copy.deepcopy(model), train, recipe, way, 0)
+    state.model.train()
+    images, targets, rows = next(iter(state.loader))
+    mix = _make_mix(recipe, state.classes, 0)
+    batch = _mix(state, mix, images, targets)
+    _accumulate(state, batch, state.weights[rows.cpu()].to(targets.device))
+    state.optimizer.step()

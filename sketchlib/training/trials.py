@@ -17,6 +17,7 @@ import pandas as pd
 from sketchlib import workspace
 from sketchlib.data import cache, manifest
 from sketchlib.training import (
+    capacity,
     composites,
     compute,
     features,
@@ -24,6 +25,7 @@ from sketchlib.training import (
     loop,
     predictions,
     recipes,
+    supply,
 )
 from sketchlib.training import recipe as recipe_rules
 
@@ -75,7 +77,7 @@ def make_task(world: World, values: Values, run_dir: Path, *, test: bool) -> fol
     )
     geometry = workspace.pick(cache.Geometry, values)
     pixels = cache.open_pixels(world.table, world.data_dir, geometry, world.cache_dir)
-    return folds.Task(
+    task = folds.Task(
         table=world.table if test else manifest.train_rows(world.table),
         folds=world.folds,
         pixels=pixels,
@@ -90,6 +92,8 @@ def make_task(world: World, values: Values, run_dir: Path, *, test: bool) -> fol
         save_minutes=values["save_minutes"],
         targets=targets,
     )
+    task, _ = capacity.settle(task, values["lr_rule"], values["lr_batch"], 1)
+    return supply.settle(task, 1)[0]
 
 
 def train(

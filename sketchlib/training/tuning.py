@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sketchlib import workspace
 from sketchlib.data import decisions, manifest
-from sketchlib.training import spaces, trials
+from sketchlib.training import launch, spaces, trials
 
 BEAT_SECONDS = 20.0  # between two signs of life of a trial
 STALE_SECONDS = 180.0  # without one, a trial on another machine counts as dead
@@ -536,6 +536,7 @@ def forget(search: Search) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Work on the search in the folder named; the second word numbers the worker."""
+    launch.pin_cores()
     search = read_search(Path(arguments[0]))
     worker = int(arguments[1]) if len(arguments) > 1 else os.getpid()
     work(search, worker=worker)

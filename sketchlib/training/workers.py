@@ -8,7 +8,6 @@ that fails ends alone; the others go on, and the failure is raised at the end.
 
 import contextlib
 import dataclasses
-import os
 import subprocess
 import sys
 import time
@@ -17,8 +16,7 @@ from pathlib import Path
 
 import optuna
 
-from sketchlib import workspace
-from sketchlib.training import tuning
+from sketchlib.training import beside, launch, tuning
 
 ENGINES = ("local", "ray")
 _POLL = 1.0  # seconds between two looks at the study
@@ -38,7 +36,9 @@ def run(search: tuning.Search, *, engine: str, say: Say) -> optuna.Study:
     Raises:
         RuntimeError: a worker failed, with its last words.
     """
-    search = dataclasses.replace(search, jobs=search.jobs or max(1, _count_gpus()))
+    search = dataclasses.replace(
+        search, jobs=search.jobs or max(1, launch.count_gpus())
+    )
     tuning.write_search(search)
     study = tuning.open_study(search)
     if engine == "ray":
@@ -58,12 +58,6 @@ def run(search: tuning.Search, *, engine: str, say: Say) -> optuna.Study:
     return study
 
 
-def _count_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def _log(search: tuning.Search, worker: int) -> Path:
     return search.run_dir / f"worker{worker}.log"
 
@@ -78,7 +72,7 @@ def _started(search: tuning.Search) -> Iterator[list[subprocess.Popen]]:
                 children.append(
                     subprocess.Popen(
                         _make_command(search, worker),
-                        env=make_environment(worker, search.jobs, _count_gpus()),
+                        env=launch.make_environment(worker, search.jobs),
                         stdout=log,
                         stderr=subprocess.STDOUT,
                     )
@@ -97,17 +91,6 @@ def _started(search: tuning.Search) -> Iterator[list[subprocess.Popen]]:
 def _make_command(search: tuning.Search, worker: int) -> list[str]:
     module = ("-m", "sketchlib.training.tuning")
     return [sys.executable, *module, str(search.run_dir), str(worker)]
-
-
-def make_environment(worker: int, jobs: int, gpus: int) -> dict[str, str]:
-    """A worker's own GPU, or its share of the cores; the library findable."""
-    library = str(Path(workspace.__file__).resolve().parents[1])
-    found = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(found)}
-    if gpus:
-        return environment | {"CUDA_VISIBLE_DEVICES": str(worker % gpus)}
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    return environment | {"OMP_NUM_THREADS": str(threads)}
 
 
 def _follow(study: optuna.Study, is_over: Callable[[], bool], say: Say) -> None:
@@ -132,39 +115,26 @@ def _describe(trial: optuna.trial.FrozenTrial) -> str:
 
 def _run_on_ray(search: tuning.Search, study: optuna.Study, say: Say) -> optuna.Study:
     """One Ray task a worker; Ray keeps the GPUs and cores apart."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ValueError(
-            "`engine` ray needs Ray, which is not installed; run `pip install -e "
-            "'.[ray]'`, or take `engine` local"
-        ) from error
-    gpus = _count_gpus()
-    cores = max(1, len(os.sched_getaffinity(0)) // search.jobs)
-    if not ray.is_initialized():
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS"),
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cores)}},
-        )
-    task = ray.remote(
-        num_cpus=0 if gpus else cores, num_gpus=1 if gpus else 0, max_retries=2
-    )(_work_remotely)
-    waiting = [task.remote(str(search.run_dir), n) for n in range(search.jobs)]
-    try:
-        _follow(
-            study,
-            lambda: not ray.wait(waiting, num_returns=search.jobs, timeout=0)[1],
-            say,
-        )
-        ray.get(waiting)
-    finally:
-        for reference in waiting:
-            ray.cancel(reference, force=True)
-        ray.shutdown()
+    with beside.ray_opened(search.jobs) as ray:
+        share = beside.count_share(ray, search.jobs)
+        task = ray.remote(max_retries=2, **share)(_work_remotely)
+        threads, folder = int(share["num_cpus"]), str(search.run_dir)
+        waiting = [task.remote(folder, n, threads) for n in range(search.jobs)]
+        try:
+            _follow(
+                study,
+                lambda: not ray.wait(waiting, num_returns=search.jobs, timeout=0)[1],
+                say,
+            )
+            ray.get(waiting)
+        finally:
+            for reference in waiting:
+                ray.cancel(reference, force=True)
     return study
 
 
-def _work_remotely(folder: str, worker: int) -> None:
+def _work_remotely(folder: str, worker: int, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
     tuning.main([folder, str(worker)])

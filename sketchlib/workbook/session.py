@@ -338,8 +338,15 @@ def is_interactive() -> bool:
 class Progress:
     """A bar for a person, a line a step for a log, a record for `sketch runs`."""
 
-    def __init__(self, session: Session, total: int, unit: str) -> None:
+    def __init__(
+        self,
+        session: Session,
+        total: int,
+        unit: str,
+        clock: budget.Clock | None = None,
+    ) -> None:
         self.session = session
+        self.clock = clock
         self.total = total
         self.unit = unit
         self.done = 0
@@ -385,10 +392,10 @@ class Progress:
             f"{row['seconds']:.0f} s"
         )
 
-    def follow(
-        self, fold: int, clock: budget.Clock
-    ) -> Callable[[dict[str, float]], None]:
+    def follow(self, fold: int) -> Callable[[dict[str, float]], None]:
         """A callback for a fold's epochs; the clock learns the speed from it."""
+        clock = self.clock
+        assert clock is not None  # given where folds are trained
 
         def on_epoch(row: dict[str, float]) -> None:
             clock.saw(row["images_per_second"])
