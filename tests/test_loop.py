@@ -11,8 +11,9 @@ import torch
 from recipes import FP32, make
 
 from sketchlib import workspace
+from sketchlib.analysis import curves
 from sketchlib.data import cache, manifest
-from sketchlib.training import checkpoints, compute, curves, datasets, loop, memory
+from sketchlib.training import checkpoints, compute, datasets, loop, memory
 
 
 @pytest.fixture(scope="module")

@@ -221,13 +221,6 @@ def _fastest(
     return max(results, key=lambda way: way.images_per_second, default=fallback)
 
 
-def time_training(
-    model: nn.Module, batch: tuple[int, int, int], norm: str, way: Compute
-) -> float:
-    """Pictures a second that training takes from memory; `model` is not changed."""
-    return _measure(model, batch, norm, way)[1]
-
-
 def _measure(
     model: nn.Module, batch: tuple[int, int, int], norm: str, way: Compute
 ) -> tuple[float, float]:

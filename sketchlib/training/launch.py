@@ -247,9 +247,13 @@ def _decode(kind: Any, value: Any) -> Any:
             cache.Geometry(**value["geometry"]),
         )
     if dataclasses.is_dataclass(kind):
-        flat = {n: tuple(v) if isinstance(v, list) else v for n, v in value.items()}
-        return kind(**flat)  # type: ignore[operator]
+        return kind(**{n: _freeze(v) for n, v in value.items()})  # type: ignore[operator]
     return kind(value) if kind is Path else value
+
+
+def _freeze(value: Any) -> Any:
+    """Lists as tuples, lists in lists too."""
+    return tuple(map(_freeze, value)) if isinstance(value, list) else value
 
 
 # --- what each process runs -------------------------------------------------

@@ -36,11 +36,22 @@ def check_settings(values: Values) -> None:
     network.check()
     _check_clashes(recipe, known)
     recipes.check_shared(recipe, known["processes"])
+    if known["targets"] != "combined" or known["superclasses"]:
+        _check_targets(known)
     if known["bank_views"] or known["banks"]:
         recipes.check_banked(recipe)
         network.check_banked()
     if _asks_the_model(network, recipe):
         network.check_form(recipe)
+
+
+def _check_targets(values: Values) -> None:
+    from sketchlib.data import manifest
+    from sketchlib.training import composites
+
+    asked = workspace.pick(composites.Asked, dict(values))
+    columns = manifest.make_columns(list(values["columns"]))
+    composites.check_asked(asked, values["head"], columns)
 
 
 def _asks_the_model(network: Network, recipe: recipes.Recipe) -> bool:

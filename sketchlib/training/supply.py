@@ -123,4 +123,4 @@ def _time_model(task: folds.Task) -> float:
     classes = int(task.table["label"].max()) + 1
     batch = (task.recipe.batch_size, 1, task.network.side_px)
     model = task.network.outline(classes)
-    return compute.time_training(model, batch, task.recipe.norm, task.way)
+    return compute.measure_speed(model, batch, task.recipe.norm, task.way)
