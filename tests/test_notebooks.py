@@ -1,11 +1,15 @@
 """The notebooks, 01 to 05, on the tests' own drawings, as a plan and by papermill."""
 
+import itertools
 import json
 import re
+import subprocess
+import sys
 
 import pandas as pd
 import papermill
 import pytest
+import yaml
 
 from sketchlib import workspace
 from sketchlib.training import predictions
@@ -117,3 +121,32 @@ def test_bare_papermill_runs_a_notebook(world, tmp_path):
     assert json.loads(out.read_text())["metadata"]["papermill"]["exception"] is None
     record = workspace.read_json(tmp_path / "runs" / "augmentation" / "run.json")
     assert record["state"] == "done"
+
+
+@pytest.mark.slow
+def test_bare_papermill_runs_every_notebook_in_order(world, tmp_path):
+    """The commands a user types who does not know `sketch`."""
+    given = {"data_dir": str(world), "runs_dir": str(tmp_path / "runs")}
+    smoke = workspace.repo_root() / "params"
+    plan = yaml.safe_load((smoke / "workbooks" / "smoke.yaml").read_text())["steps"]
+    plan += [
+        {"name": "tune", "notebook": "06_tune", "file": "params/06_tune/smoke.yaml"},
+        {"name": "retrospective", "notebook": "07_retrospective"},
+    ]
+    for step in plan:
+        values = given | {"run_name": step["name"]} | step.get("parameters", {})
+        if step["name"] == "tune":
+            values |= {"trials": 2, "transfer_model": ""}
+        file = ["-f", step["file"]] if "file" in step else []
+        words = [
+            [*("-y", yaml.safe_dump({name: value}))] for name, value in values.items()
+        ]
+        notebook = parameters.find_notebook(step["notebook"])
+        out = tmp_path / f"{step['name']}.ipynb"
+        asked = [sys.executable, "-m", "papermill", str(notebook), str(out)]
+        done = subprocess.run(
+            [*asked, *file, *itertools.chain(*words)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        record = workspace.read_json(tmp_path / "runs" / step["name"] / "run.json")
+        assert record["state"] == "done", step["name"]
