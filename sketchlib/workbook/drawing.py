@@ -107,5 +107,5 @@ class Board:
             table, seen, cam = self.glass.recognise(drawing, method=self.method)
             tiles = [seen, sheets.lay_cam(seen, cam)]
             display(sheets.plot_grid(tiles, ["as the models see it", "looked at"]))
-            display(table.style.format(precision=2).hide())
+            display(table.style.format(precision=2, escape="html").hide())
             plt.close("all")
