@@ -166,7 +166,7 @@ class TestGrouping:
         write_people(tmp_path)
         found = attributes.read_grouping("mask", tmp_path, MADE, None)
         assert found.tolist() == ["off"] * 3 + ["on"] * 3
-        with pytest.raises(ValueError, match="did you mean 'mask'"):
+        with pytest.raises(ValueError, match="`superclasses` .* did you mean 'mask'"):
             attributes.read_grouping("msk", tmp_path, MADE, None)
 
 

@@ -4,11 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics
+from test_attributes import write_people
 from test_scores import make_manifest, make_predictions, shuffle
 
+from sketchlib import workspace
 from sketchlib.analysis import composite_scores, scores
 from sketchlib.data import attributes
+from sketchlib.data import manifest as manifests
+from sketchlib.training import predictions as files
 from sketchlib.training.predictions import Predictions
+from sketchlib.workbook import session as sessions
 
 CLASSES = ["in+l", "in+m", "in+s", "out+l", "out+m", "out+s"]
 PARTS = attributes.make_parts(
@@ -61,6 +66,17 @@ def test_scores_are_scikit_learns_whatever_the_order(oof, manifest, rng):
     assert f"**{worst}**" in told
 
 
+def test_runs_stand_beside_each_other_the_best_first(oof, manifest, rng):
+    better = make_predictions(manifest, CLASSES, rng, skill=4)
+    table = composite_scores.score_runs({"a": oof, "b": better}, manifest, PARTS)
+    assert table["run"].tolist() == ["b", "a"]
+    alone = composite_scores.score_attributes(oof, manifest, PARTS)
+    row = table.set_index("run").loc["a"]
+    for name, value in zip(alone["attribute"], alone["macro_f1"], strict=True):
+        assert row[name] == pytest.approx(value)
+    assert row["low"] < row["combined"] < row["high"]
+
+
 def test_test_rows_stay_without_a_label(manifest):
     test = pd.DataFrame(
         {"image_id": ["test/0"], "path": ["test/0"], "label": [-1], "class_name": [""]}
@@ -109,3 +125,48 @@ class TestProduct:
         for columns in ([], ["image_path", "way+size"]):
             with pytest.raises(ValueError, match="one attribute each.*but 's' has"):
                 composite_scores.name_attribute(columns, "s")
+
+
+class TestRunsOfOneAttribute:
+    @pytest.fixture
+    def session(self, tmp_path):
+        """Data of people, and a run folder for each of two attributes."""
+        rows = [(m, g, "9", "p") for m in ("on", "off") for g in "fm"] * 5
+        data = tmp_path / "data"
+        data.mkdir()
+        write_people(data, rows)
+        rng = np.random.default_rng(3)
+        for name in ("mask", "gender"):
+            columns = ["image_path", f"+{name}"]
+            table = manifests.read_manifest(data, manifests.make_columns(columns))
+            made = make_predictions(table, manifests.class_names(table), rng)
+            fold = np.arange(len(table)) % 2
+            made = Predictions(made.image_ids, made.classes, made.logits, fold)
+            folder = tmp_path / "runs" / name
+            workspace.write_json(
+                folder / "run.json", {"parameters": {"columns": columns}}
+            )
+            files.write_predictions(folder / "oof.npz", made)
+
+        class Run:
+            record = {"parameters": {"columns": ["image_path", "mask+gender"]}}
+
+        return sessions.Session(Run, data, tmp_path / "runs")
+
+    def test_they_make_the_classes_of_the_ensembles_own_label(self, session):
+        made = sessions.read_product(session, ["gender", "mask"])
+        table = manifests.read_manifest(session.data_dir, session.columns)
+        assert list(made.classes) == manifests.class_names(table)
+        assert list(made.classes) == ["off+f", "off+m", "on+f", "on+m"]
+        mask = files.read_predictions(session.runs_dir / "mask" / "oof.npz")
+        order = pd.Index(mask.image_ids).get_indexer(made.image_ids)
+        off = made.probs[:, :2].sum(axis=1)
+        np.testing.assert_allclose(off, mask.probs[order, 0], atol=1e-5)
+
+    def test_one_attribute_alone_does_not_tell_the_classes_apart(self, session):
+        with pytest.raises(ValueError, match="have the same mask"):
+            sessions.read_product(session, ["mask"])
+
+    def test_a_run_that_is_not_there_is_named(self, session):
+        with pytest.raises(FileNotFoundError, match="run 'age' was expected"):
+            sessions.read_product(session, ["mask", "age"])

@@ -107,6 +107,9 @@ def test_copies_flatter_plain_folds_and_the_gap_is_found(rng, monkeypatch):
     assert found["copied"]["images"] == 240
     assert "copies flatter it" in leakage.tell(found)
     assert "On the 240 drawings with a copy" in leakage.tell(found)
+    told = leakage.tell(found | {"column": "author"})
+    assert "that keep copies and every `author` together" in told
+    assert "with a copy among" not in told  # all of an author's, not copies alone
 
 
 def test_without_copies_there_is_no_gap(rng):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -102,6 +103,47 @@ def test_the_retrospective_tells_what_was_tried(runs, world, tmp_path):
     parents = pd.read_csv(folder / "parents.csv")
     assert set(parents["parent"]) == {"one", "two", "audit"}
     assert workspace.read_json(folder / "run.json")["final"] == "ensemble"
+
+
+def test_classes_made_of_columns_are_learned_attribute_by_attribute(
+    runs, own_world, tmp_path
+):
+    train = pd.read_csv(own_world / "train.csv")
+    train["shape"] = (
+        train["class_name"]
+        .isin(["circle", "square"])
+        .map({True: "closed", False: "open"})
+    )
+    train["corners"] = (
+        train["class_name"]
+        .isin(["square", "stairs"])
+        .map({True: "some", False: "none"})
+    )
+    train = train.drop(columns=["class_name", "target"])
+    train.to_csv(own_world / "train.csv", index=False)
+    shutil.copytree(runs / "audit", tmp_path / "runs" / "audit")
+    asked = ["run", "03_train", "-f", "params/03_train/smoke.yaml"]
+    for name, value in {
+        "data_dir": own_world,
+        "columns": "[image_path, shape+corners]",
+        "targets": "per_attribute",
+        "run_name": "apart",
+    }.items():
+        asked += ["-p", name, str(value)]
+    assert cli.main([*asked, "--runs", str(tmp_path / "runs")]) == 0
+    folder = tmp_path / "runs" / "apart"
+    oof = predictions.read_predictions(folder / "oof.npz")
+    assert list(oof.classes) == [
+        "closed+none", "closed+some", "open+none", "open+some",
+    ]  # fmt: skip
+    table = pd.read_csv(folder / "attributes.csv").set_index("attribute")
+    assert list(table.index) == ["shape", "corners", "combined"]
+    truth = train.assign(image_id="train/" + train["image_path"]).set_index("image_id")
+    closed = oof.probs[:, :2].sum(axis=1) > 0.5
+    right = closed == (truth.loc[oof.image_ids, "shape"] == "closed").to_numpy()
+    assert table.loc["shape", "accuracy"] == pytest.approx(right.mean())
+    record = workspace.read_json(folder / "run.json")
+    assert [row["attribute"] for row in record["attributes"]] == list(table.index)
 
 
 def test_bare_papermill_runs_a_notebook(world, tmp_path):

@@ -100,6 +100,40 @@ def _score(
     return {"attribute": name, "values": len(own.classes), "chance": chance} | told
 
 
+def score_runs(
+    runs: Mapping[str, Predictions],
+    manifest: pd.DataFrame,
+    parts: Parts,
+    groups: pd.DataFrame | None = None,
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Macro F1 of every run by attribute, and of the combined class with an interval.
+
+    Args:
+        runs: out-of-fold predictions by name.
+        manifest: every predicted image must have a label in it.
+        parts: what the classes are made of.
+        groups: `image_id, group`; drawn whole for the intervals.
+        seed: of the bootstrap.
+    Returns:
+        run, a column for each attribute (macro F1, 0-1), combined, low, high (macro
+        F1 of the class, 95 %), accuracy (of the class), best combined first.
+    """
+    rows = []
+    for name, run in runs.items():
+        table = score_attributes(run, manifest, parts, groups, seed=seed)
+        whole = table.iloc[-1]
+        rows.append(
+            {"run": name}
+            | dict(zip(table["attribute"], table["macro_f1"], strict=True))
+            | {"low": whole["macro_f1_low"], "high": whole["macro_f1_high"]}
+            | {"accuracy": whole["accuracy"]}
+        )
+    made = pd.DataFrame(rows)
+    return made.sort_values(COMBINED, ascending=False, ignore_index=True)
+
+
 def tell(table: pd.DataFrame, parts: Parts) -> str:
     """The table of `score_attributes` in words: what is crossed, and what is lost."""
     alone = table[table["attribute"] != COMBINED]

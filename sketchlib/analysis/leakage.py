@@ -97,16 +97,24 @@ def measure(data: Data) -> dict[str, Any]:
 
 
 def tell(found: Mapping[str, Any]) -> str:
-    """The leakage figure in words, beside any score."""
+    """The leakage figure in words, beside any score.
+
+    Args:
+        found: of `measure`; `column` names what is kept together beside copies.
+    """
     board, honest, gap = found["board_like"], found["honest"], found["gap"]
-    words = "copies flatter it" if gap["low"] > 0 else "no flattering is proven"
+    column = found.get("column", "")
+    kept = f"copies and every `{column}`" if column else "copies"
+    plain = "they" if column else "copies"
+    words = f"{plain} flatter it" if gap["low"] > 0 else "no flattering is proven"
     return (
         f"Honest and board-like: a linear probe names {honest['accuracy']:.1%} "
-        f"({honest['low']:.1%} – {honest['high']:.1%}) on folds that keep copies "
+        f"({honest['low']:.1%} – {honest['high']:.1%}) on folds that keep {kept} "
         f"together and **{board['accuracy']:.1%}** ({board['low']:.1%} – "
-        f"{board['high']:.1%}) on plain folds, where copies sit on both sides as they "
+        f"{board['high']:.1%}) on plain folds, where {plain} sit on both sides as they "
         f"do across train and test; {words}: {100 * gap['gain']:+.1f} points "
-        f"({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}).{_tell_copied(found)}"
+        f"({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})."
+        f"{'' if column else _tell_copied(found)}"
     )
 
 

@@ -79,15 +79,23 @@ def read_parts(
 
 
 def read_class_values(
-    data_dir: Path, columns: manifest.Columns, names: Sequence[str]
+    data_dir: Path,
+    columns: manifest.Columns,
+    names: Sequence[str],
+    parameter: str = "attributes",
 ) -> pd.DataFrame:
     """The value of each class in columns of `train.csv`, indexed by class name.
 
+    Args:
+        data_dir: with `train.csv`.
+        columns: names of its columns.
+        names: columns.
+        parameter: that named them, for the message.
     Raises:
         ValueError: a column is missing or empty, or a class has two values.
     """
     table = manifest.read_table(data_dir / "train.csv")
-    _check_names(table, names, data_dir / "train.csv")
+    _check_names(table, names, data_dir / "train.csv", parameter)
     values = manifest.read_values(data_dir, names, columns)
     rows = manifest.train_rows(manifest.read_manifest(data_dir, columns))
     rows = rows.merge(values.drop_duplicates("image_id"), on="image_id")
@@ -98,14 +106,16 @@ def read_class_values(
     return first[list(names)].set_index(index)
 
 
-def _check_names(table: pd.DataFrame, names: Sequence[str], path: Path) -> None:
+def _check_names(
+    table: pd.DataFrame, names: Sequence[str], path: Path, parameter: str
+) -> None:
     missing = [name for name in names if name not in table]
     if missing:
         near = difflib.get_close_matches(missing[0], list(table), 1, 0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"`attributes` should be columns of {path}, which has {list(table)}, but "
-            f"{missing[0]!r} came{hint}"
+            f"`{parameter}` should name columns of {path}, which has {list(table)}, "
+            f"but {missing[0]!r} came{hint}"
         )
 
 
@@ -185,7 +195,7 @@ def read_grouping(
         ValueError: neither a mapping nor a column, or a class without a superclass.
     """
     if path is None or path.suffix.lower() not in _MAPPINGS:
-        return read_class_values(data_dir, columns, [source])[source]
+        return read_class_values(data_dir, columns, [source], "superclasses")[source]
     classes = manifest.class_names(manifest.read_manifest(data_dir, columns))
     return read_mapping(path, classes)
 

@@ -330,6 +330,15 @@ def read_product(
     return joining.without_dropped(made, kept)
 
 
+def find_parts(
+    session: Session, records: Mapping[str, Mapping[str, Any]]
+) -> attributes.Parts | None:
+    """What the classes are made of, by the label or by the first run that says so."""
+    asked = [record["parameters"].get("attributes", []) for record in records.values()]
+    names = next((list(found) for found in asked if found), [])
+    return attributes.read_parts(session.data_dir, session.columns, names)
+
+
 def is_interactive() -> bool:
     """Whether a person sits in front of the kernel (JupyterLab, not papermill)."""
     return "JPY_SESSION_NAME" in os.environ and "SKETCHBOOK_HEADLESS" not in os.environ
