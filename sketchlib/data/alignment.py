@@ -8,6 +8,7 @@ Limits: the rough position must be known to about a tenth of the side.
 """
 
 import math
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ _MIN_COVER = 0.6  # share of the ink both frames must see
 SURE = 0.99  # no further alignment is tried above this score
 _EVIDENT = 0.97  # correlation at 48 px from which the first fit may do as it is
 _NEARBY = np.ones((5, 5), np.uint8)
+_PEN = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 _LETTER_PX = 8  # greatest height of lettering in a 96 px map
 _HOPELESS = 0.8  # least correlation at 48 px before any alignment
 
@@ -175,9 +177,19 @@ def _score(target: np.ndarray, moving: np.ndarray, matrix: np.ndarray) -> float:
     if 0.85 < ratio < 1.18 or plain < 0.7:
         return plain
     thin, thick = (laid, shown) if ratio < 1 else (shown, laid)
-    wider = (cv2.GaussianBlur(thin, (0, 0), sigma) for sigma in (0.8, 1.4))
     goal = _lines(thick)
-    return max([plain, *(_correlate(_lines(ink), goal) for ink in wider)])
+    return max([plain, *(_correlate(_lines(ink), goal) for ink in _widened(thin))])
+
+
+def _widened(thin: np.ndarray) -> Iterator[np.ndarray]:
+    """The ink as a broader pen would have drawn it, in steps of a fraction of a pixel.
+
+    Dilation widens lines and leaves discs nearly as they were; a blur stands for pens
+    whose lines are still under a pixel here.
+    """
+    grown = cv2.dilate(thin, _PEN) - thin
+    yield from (thin + share * grown for share in (0.35, 0.7, 1.0))
+    yield from (cv2.GaussianBlur(thin, (0, 0), sigma) for sigma in (0.8, 1.4))
 
 
 def _unletter(ink: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ measures agree.
 """
 
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from scipy.spatial import KDTree
 from sketchlib import workspace
 from sketchlib.data import cache, images, measures, passes
 
-VERSION = 2  # raise it when a measure or an ink map changes its meaning
+VERSION = 3  # raise it when a measure or an ink map changes its meaning
 FRAMES, THUMB_PX = measures.FRAMES, measures.THUMB_PX
 _SAVE_SECONDS = 30.0
 
@@ -144,7 +145,7 @@ def inspect(
         filler = _make_filler(manifest, data_dir, geometry, cache_dir)
         save = _Saver(store, records, old, missing)
         reader = _Reader(manifest["path"].tolist(), data_dir, keys, records, filler)
-        how = passes.Pass(reader.name, workers, patience)
+        how = passes.Pass(reader.name, workers, patience, shared=True)
         _read_missing(reader, missing, (how, progress, save))
         if filler is not None:
             filler.pause()
@@ -185,7 +186,7 @@ def _read_store(store: Path | None) -> np.ndarray:
 def _file_key(data_dir: Path, path: str) -> str:
     """Identity of a file's content: size and time of change; empty when missing."""
     try:
-        found = images.picture_path(data_dir, path).stat()
+        found = os.stat(images.find_picture(data_dir, path))
     except (images.PictureError, OSError, ValueError):
         return ""
     return f"{found.st_size:x}-{found.st_mtime_ns:x}"
@@ -199,7 +200,7 @@ def _recall(
         (p, k): i for i, (p, k) in enumerate(zip(old["path"], old["key"], strict=True))
     }
     found = [row_of.get((p, k), -1) for p, k in zip(paths, keys, strict=True)]
-    records = np.zeros(len(found), measures.RECORD)
+    records = passes.shared_zeros(len(found), measures.RECORD)
     known = [row for row, at in enumerate(found) if at >= 0]
     if len(known) == len(old) == len(found) and found == list(range(len(found))):
         return old, []  # nothing changed: stay memory-mapped
@@ -275,7 +276,7 @@ class _Reader:
         record["sha256"] = hashlib.sha256(data).hexdigest()
         least = measures.VIEW_PX if self.filler is None else self.filler.least_px
         seen = images.decode_view(path, data, least)
-        record["mode"], record["channels"] = _stored_mode(path, data, seen.pixels)
+        record["mode"], record["channels"] = _stored_mode(path, data, seen)
         grey = measures.measure_view(seen, record)
         record["readable"] = True
         if self.filler is not None:
@@ -288,9 +289,7 @@ class _Reader:
             seen = images.decode_view(path, images.read_bytes(path), 1 << 30)
         except images.PictureError:
             return  # it went away meanwhile: the next pass says so
-        self.records[row]["pixel_hash"] = measures.pixel_hash(
-            seen, images.as_grey(seen.pixels)
-        )
+        self.records[row]["pixel_hash"] = measures.pixel_hash(seen, seen.grey())
 
 
 def _read_missing(
@@ -334,14 +333,14 @@ def _unsettled(records: np.ndarray) -> list[int]:
     return [
         int(row)
         for row, found in zip(rows, near, strict=True)
-        if any(np.abs(small[row] - small[others[at]]).mean() < 8 for at in found)
+        if any(np.abs(small[row] - small[others[at]]).mean() < 12 for at in found)
     ]
 
 
-def _stored_mode(path: Path, data: bytes, pixels: np.ndarray) -> tuple[str, int]:
+def _stored_mode(path: Path, data: bytes, seen: images.View) -> tuple[str, int]:
     """Colour mode in Pillow's words, and its number of channels."""
-    if images.jpeg_size(data) is not None:
-        return ("L", 1) if pixels.ndim == 2 else ("RGB", 3)
+    if seen.plain:
+        return ("L", 1) if seen.stored.ndim == 2 else ("RGB", 3)
     header = images.read_header(path, data)
     return header.mode[:8], len(header.getbands())
 

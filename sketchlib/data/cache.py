@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from sketchlib.data import images, passes
 
 FITS = ("stretch", "pad", "crop", "ink")
 PAPERS = ("keep", "turn", "white")
-_VERSION = 5
+_VERSION = 6
 _LEAST_VIEW = 256  # longer side of a picture shrunk while decoding; see `decode_view`
 DARK_GROUND = 110  # grey level under which the paper counts as dark
 _INK_STEP = 40  # grey levels between the ground and what counts as ink
@@ -169,12 +170,12 @@ def _fill(
             path = images.picture_path(data_dir, paths[row])
             data = images.read_bytes(path)
             seen = images.decode_view(path, data, filler.least_px)
-            filler.put(row, (path, data), seen, images.as_grey(seen.pixels))
+            filler.put(row, (path, data), seen, seen.grey())
         except images.PictureError:
             filler.miss(row)  # stays a row; the audit names it and says why
 
-    done = len(paths) - len(rows)
-    for count in passes.run_rows(load, rows, passes.Pass(paths.__getitem__)):
+    done, way = len(paths) - len(rows), passes.Pass(paths.__getitem__, shared=True)
+    for count in passes.run_rows(load, rows, way):
         done += count
         if progress is not None:
             progress(done, len(paths))
@@ -198,15 +199,22 @@ class Filler:
         seen: images.View,
         grey: np.ndarray,
     ) -> None:
-        """Fit one picture; a drawing too small in a shrunk one is decoded whole."""
-        table, ground = _tone_table(grey, self.geometry)
-        box = _frame(grey, table, ground, self.geometry)
-        if seen.shrink > 1 and _longer_side(box) < 1.5 * self.geometry.side_px:
+        """Fit one picture, halved first as long as the drawing stays large enough.
+
+        A drawing too small even in the pixels given is decoded whole.
+        """
+        side, is_grey = self.geometry.side_px, self.geometry.channels == "grey"
+        levels = images.halve(grey if is_grey else seen.colour(), 4 * side)
+        for level in reversed(levels):
+            plan = _make_plan(images.as_grey(level), self.geometry)
+            is_large = _longer_side(plan[2]) >= 1.5 * side
+            if is_large:
+                break
+        if seen.shrink > 1 and not is_large:
             seen = images.decode_view(*source, least_px=1 << 30)
-            self.put(row, source, seen, images.as_grey(seen.pixels))
+            self.put(row, source, seen, seen.grey())
             return
-        pixels = grey if self.geometry.channels == "grey" else _in_colour(seen.pixels)
-        self.pixels[row] = _fit(pixels, (table, ground, box), self.geometry)
+        self.pixels[row] = _fit(level, plan, self.geometry)
         self.done[row] = 1
 
     def miss(self, row: int) -> None:
@@ -271,24 +279,29 @@ def fit_picture(pixels: np.ndarray, geometry: Geometry) -> np.ndarray:
     Returns:
         (S, S) or (S, S, 3) uint8.
     """
-    grey = images.as_grey(pixels)
-    table, ground = _tone_table(grey, geometry)
-    box = _frame(grey, table, ground, geometry)
-    return _fit(pixels, (table, ground, box), geometry)
-
-
-def _tone_table(grey: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, int]:
-    """(256,) uint8 table from grey to the wanted paper, and the ground after it."""
-    table, ground = np.arange(256, dtype=np.uint8), ground_level(grey)
-    if geometry.paper != "keep" and ground < DARK_GROUND:
-        table, ground = 255 - table, 255 - ground
-    if geometry.paper == "white" and ground < 255:
-        level = np.minimum(np.arange(256) * 255 // max(ground, 1), 255).astype(np.uint8)
-        table, ground = level[table], 255
-    return table, ground
+    plan = _make_plan(images.as_grey(pixels), geometry)
+    return _fit(pixels, plan, geometry)
 
 
 _Box = tuple[int, int, int, int]  # top, bottom, left, right
+_Plan = tuple[np.ndarray, int, _Box]  # tone table, ground after it, what is shown
+
+
+def _make_plan(grey: np.ndarray, geometry: Geometry) -> _Plan:
+    table, ground = _tone_table(ground_level(grey), geometry.paper)
+    return table, ground, _frame(grey, table, ground, geometry)
+
+
+@lru_cache(1024)
+def _tone_table(ground: int, paper: str) -> tuple[np.ndarray, int]:
+    """(256,) uint8 table from grey to the wanted paper, and the ground after it."""
+    table = np.arange(256, dtype=np.uint8)
+    if paper != "keep" and ground < DARK_GROUND:
+        table, ground = 255 - table, 255 - ground
+    if paper == "white" and ground < 255:
+        level = np.minimum(np.arange(256) * 255 // max(ground, 1), 255).astype(np.uint8)
+        table, ground = level[table], 255
+    return table, ground
 
 
 def _frame(
@@ -312,15 +325,11 @@ def _longer_side(box: _Box) -> int:
     return max(box[1] - box[0], box[3] - box[2])
 
 
-def _in_colour(pixels: np.ndarray) -> np.ndarray:
-    return pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-
-
-def _fit(
-    pixels: np.ndarray, plan: tuple[np.ndarray, int, _Box], geometry: Geometry
-) -> np.ndarray:
+def _fit(pixels: np.ndarray, plan: _Plan, geometry: Geometry) -> np.ndarray:
     table, ground, (top, bottom, left, right) = plan
-    pixels = cv2.LUT(pixels[top:bottom, left:right], table)
+    pixels = pixels[top:bottom, left:right]
+    if table[254] != 254:  # not the table that changes nothing
+        pixels = cv2.LUT(pixels, table)
     if geometry.fit != "stretch":
         margin = _MARGIN if geometry.fit == "ink" else 0.0
         pixels = _pad_square(pixels, ground, margin)
@@ -333,13 +342,8 @@ def _fit(
 def ground_level(grey: np.ndarray) -> int:
     """Grey level of the paper: the median of a picture's outermost pixels, 0-255."""
     edge = max(1, min(grey.shape) // 50)
-    border = (
-        grey[:edge].ravel(),
-        grey[-edge:].ravel(),
-        grey[:, :edge].ravel(),
-        grey[:, -edge:].ravel(),
-    )
-    return int(np.median(np.concatenate(border)))
+    parts = (grey[:edge], grey[-edge:], grey[:, :edge], grey[:, -edge:])
+    return images.middle_level(parts)
 
 
 def _is_ink(table: np.ndarray, ground: int) -> np.ndarray:

@@ -12,7 +12,7 @@ most promising candidates tried, so of a larger set only part of the pairs is li
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
@@ -164,13 +164,13 @@ def _exact_sets(findings: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
     return by_pixels.groupby(part["sha256"]).transform("min").to_numpy()
 
 
-def _exact_pairs(rows: np.ndarray, exact: np.ndarray) -> Iterator[tuple[int, int]]:
+def _exact_pairs(sets: Mapping[int, list[int]]) -> Iterator[tuple[int, int]]:
     """All pairs inside each set; of a large set, its first row with every other."""
-    for _, members in pd.Series(rows).groupby(exact):
+    for members in sets.values():
         if len(members) <= _MOST_EXACT:
             yield from itertools.combinations(members, 2)
         else:
-            yield from ((members.iloc[0], other) for other in members.iloc[1:])
+            yield from ((members[0], other) for other in members[1:])
 
 
 def _as_table(
@@ -181,10 +181,12 @@ def _as_table(
 ) -> pd.DataFrame:
     """Exact pairs, and near pairs for every member of the sets they join."""
     sha = findings["sha256"].to_numpy()
-    members = pd.Series(rows).groupby(exact).agg(list).to_dict()
+    members: dict[int, list[int]] = {}
+    for row, first in zip(rows.tolist(), exact.tolist(), strict=True):
+        members.setdefault(first, []).append(row)
     found = [
         (a, b, "bytes" if sha[a] == sha[b] else "pixels", 1.0)
-        for a, b in _exact_pairs(rows, exact)
+        for a, b in _exact_pairs(members)
     ]
     for i, j, orientation, score in near:
         kinds = ORIENTATIONS[orientation], ORIENTATIONS[_INVERSE[orientation]]
@@ -240,7 +242,7 @@ class _Search:
         if len(self.rows) < 2:
             return []
         with passes.one_thread_each(self.workers) as pool, threadpool_limits(1):
-            views = self._views()
+            views = self._views(pool)
             found: list[_Match] = []
             for part in (views[:2], views[2:]):  # turned maps only if need be
                 proposed = self._propose(part, extra, pool)
@@ -252,18 +254,17 @@ class _Search:
             for i, j, o, score in found
         ]
 
-    def _views(self) -> list[_View]:
+    def _views(self, pool: ThreadPoolExecutor) -> list[_View]:
         """Each frame's spectra of the first picture and of the second."""
         box, full = (
             spectra.shrink_maps(self.thumbs, self.rows, frame.index)
             for frame in (spectra.BOX, spectra.FULL)
         )
-        upright = spectra.make_spectra(full, spectra.FULL)
-        tight = spectra.make_spectra(box, spectra.BOX)
-        views = [(tight, tight), (upright, upright)]
-        for frame in (spectra.LEFT, spectra.RIGHT):
-            views.append((upright, spectra.make_spectra(full, frame)))
-        return views
+        maps = (box, full, full, full)
+        tight, upright, left, right = pool.map(
+            spectra.make_spectra, maps, spectra.FRAMES
+        )
+        return [(tight, tight), (upright, upright), (upright, left), (upright, right)]
 
     def _propose(
         self, views: list[_View], extra: np.ndarray, pool: ThreadPoolExecutor

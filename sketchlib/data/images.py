@@ -9,7 +9,9 @@ end marker. Limits: the first frame of an animation; no SVG.
 
 import io
 import os
+import stat
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,6 +25,7 @@ _JPEG_END = b"\xff\xd9"
 Channels = Literal["grey", "colour", "stored"]
 # shrinking by the decoder itself: (grey, colour)
 _SHRUNK = {
+    1: (cv2.IMREAD_GRAYSCALE, cv2.IMREAD_COLOR),
     2: (cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_COLOR_2),
     4: (cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_REDUCED_COLOR_4),
     8: (cv2.IMREAD_REDUCED_GRAYSCALE_8, cv2.IMREAD_REDUCED_COLOR_8),
@@ -33,16 +36,28 @@ class View(NamedTuple):
     """A decoded picture, perhaps shrunk while decoding.
 
     Attributes:
-        pixels: (H, W) or (H, W, 3) uint8, RGB, as stored.
+        stored: (H, W) or (H, W, 3) uint8, BGR, as OpenCV gives it.
         width: of the whole picture, pixels.
         height: of the whole picture, pixels.
-        shrink: 1, 2, 4 or 8: whole pixels to one of `pixels`.
+        shrink: 1, 2, 4 or 8: whole pixels to one of `stored`.
+        plain: whether it is a JPEG of the ordinary kind; see `jpeg_size`.
     """
 
-    pixels: np.ndarray
+    stored: np.ndarray
     width: int
     height: int
     shrink: int
+    plain: bool
+
+    def grey(self) -> np.ndarray:
+        """(H, W) uint8."""
+        if self.stored.ndim == 2:
+            return self.stored
+        return cv2.cvtColor(self.stored, cv2.COLOR_BGR2GRAY)
+
+    def colour(self) -> np.ndarray:
+        """(H, W, 3) uint8, RGB."""
+        return _as_channels(self.stored, "colour")
 
 
 class PictureError(ValueError):
@@ -66,25 +81,37 @@ def picture_path(root: Path, relative: str) -> Path:
     Raises:
         PictureError: there is no such file, or a link leads out of `root`.
     """
+    return Path(find_picture(root, relative))
+
+
+def find_picture(root: Path, relative: str) -> str:
+    """`picture_path` as text, which is made three times as fast."""
     for form in (None, "NFC", "NFD"):
         name = relative if form is None else unicodedata.normalize(form, relative)
-        path = root / name
-        if not path.exists():
+        path = f"{root}/{name}"
+        try:
+            is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+        except (OSError, ValueError):
             continue
-        if _has_link(root, path) and not _is_inside(root, path):
-            raise PictureError(path, f"leads out of {root}")
+        if not (is_link or _has_link(f"{root}", name)):
+            return path
+        if not os.path.exists(path):
+            continue
+        if not _is_inside(root, Path(path)):
+            raise PictureError(Path(path), f"leads out of {root}")
         return path
     raise PictureError(root / relative, "does not exist")
 
 
-def _has_link(root: Path, path: Path) -> bool:
-    """Whether a step between `root` and `path` needs the slow, resolving check."""
-    top, step = str(root), str(path)
-    while len(step) > len(top):
-        if os.path.islink(step) or step.endswith(".."):
+def _has_link(root: str, name: str) -> bool:
+    """Whether a folder between needs the slow, resolving check."""
+    at = name.rfind("/")
+    while at > 0:
+        name = name[:at]
+        if name.endswith("..") or os.path.islink(f"{root}/{name}"):
             return True
-        step = os.path.dirname(step)
-    return False
+        at = name.rfind("/")
+    return name == ".."
 
 
 def _is_inside(root: Path, path: Path) -> bool:
@@ -115,12 +142,17 @@ def decode_picture(path: Path, data: bytes, channels: Channels = "grey") -> np.n
         if pixels is None:
             raise PictureError(path, "cannot be decoded")
         return _as_channels(pixels, channels)
+    return _as_channels(_decode_any(path, data), channels)
+
+
+def _decode_any(path: Path, data: bytes) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8, BGR, on white, of a file in any format."""
     header = read_header(path, data)
     if header.mode in ("CMYK", "YCCK", "P", "PA", "1") or header.format == "GIF":
         pixels = _decode_by_pillow(path, data)
     else:
         pixels = _decode_by_opencv(path, data)
-    return _as_channels(_on_white(_as_bytes(pixels)), channels)
+    return _on_white(_as_bytes(pixels))
 
 
 def decode_view(path: Path, data: bytes, least_px: int) -> View:
@@ -135,19 +167,18 @@ def decode_view(path: Path, data: bytes, least_px: int) -> View:
         least_px: the longer side of the result stays at or above this.
     """
     layout = _jpeg_layout(data)
-    shrink = 1
-    if layout is not None and layout[0] * layout[1] <= MAX_PIXELS and _has_end(data):
-        while shrink < 8 and max(layout[:2]) >= 2 * shrink * least_px:
-            shrink *= 2
-    if layout is None or shrink == 1:
-        pixels = decode_picture(path, data, "stored")
-        return View(pixels, pixels.shape[1], pixels.shape[0], 1)
+    if layout is None or layout[0] * layout[1] > MAX_PIXELS or not _has_end(data):
+        pixels = _decode_any(path, data)
+        return View(pixels, pixels.shape[1], pixels.shape[0], 1, plain=False)
     width, height, channels = layout
+    shrink = 1
+    while shrink < 8 and max(width, height) >= 2 * shrink * least_px:
+        shrink *= 2
     flag = _SHRUNK[shrink][channels == 3]
-    shrunk = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    if shrunk is None:
+    stored = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    if stored is None:
         raise PictureError(path, "cannot be decoded")
-    return View(_as_channels(shrunk, "stored"), width, height, shrink)
+    return View(stored, width, height, shrink, plain=True)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -292,6 +323,24 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
     alpha = pixels[:, :, 3:].astype(np.uint16)
     blended = (pixels[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255
     return blended.astype(np.uint8)
+
+
+def halve(pixels: np.ndarray, below_px: int) -> list[np.ndarray]:
+    """The picture and its halves down to under `below_px`; exact halving is fast."""
+    levels = [pixels]
+    while max(levels[-1].shape[:2]) >= below_px:
+        last = levels[-1]
+        half = (max(1, last.shape[0] // 2), max(1, last.shape[1] // 2))
+        even = last[: half[0] * 2, : half[1] * 2]
+        levels.append(cv2.resize(even, half[::-1], interpolation=cv2.INTER_AREA))
+    return levels
+
+
+def middle_level(parts: Sequence[np.ndarray]) -> int:
+    """The lower median of the grey levels of several pieces, 0-255."""
+    pixels = np.concatenate([part.ravel() for part in parts])
+    counts = np.bincount(pixels, minlength=256)
+    return int(counts.cumsum().searchsorted(pixels.size / 2))
 
 
 def as_grey(pixels: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ Limits: lettering, borders and blur are cheap measures made for pointing, not pr
 """
 
 import zlib
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -58,16 +59,15 @@ def measure_view(seen: images.View, record: np.void) -> np.ndarray:
     Returns:
         (H, W) the grey pixels that were measured.
     """
-    pixels = seen.pixels
-    grey = images.as_grey(pixels)
-    levels = _halvings(grey)
+    grey = seen.grey()
+    levels = images.halve(grey, VIEW_PX)
     view = levels[-1]
     counts = _histogram(view)
     paper = _paper_level(view, counts)
     depths = np.bincount(np.abs(_LEVELS - paper), counts, 256)
     contrast = _top_level(depths)
     step = int(max(_MIN_INK, 0.3 * contrast))
-    is_ink = (np.abs(_LEVELS - paper) > step).astype(np.uint8)
+    is_ink, tone = _is_ink(paper, step), _ink_curve(paper, contrast)
     mask = cv2.LUT(view, is_ink)
     box = _ink_box(mask)
     record["width"], record["height"] = seen.width, seen.height
@@ -75,14 +75,13 @@ def measure_view(seen: images.View, record: np.void) -> np.ndarray:
     record["contrast"], record["ink"] = contrast, depths[step + 1 :].sum() / view.size
     for side, value in zip(("left", "top", "right", "bottom"), box, strict=True):
         record[f"ink_{side}"] = value
-    record["colourfulness"] = _colourfulness(pixels)
+    record["colourfulness"] = _colourfulness(seen.stored)
     record["blur"] = _blur(view, contrast)
     record["border"] = _border(mask)
     record["text_band"] = _text_band(levels[max(len(levels) - 2, 0)], is_ink)
-    tone = _ink_curve(paper, contrast)
     thumbs = record["thumbs"]
-    thumbs[0] = _ink_map(levels, box, tone)
-    thumbs[1] = _ink_map(levels, (0.0, 0.0, 1.0, 1.0), tone)
+    _ink_map(levels, box, tone, thumbs[0])
+    _ink_map(levels, (0.0, 0.0, 1.0, 1.0), tone, thumbs[1])
     record["pixel_hash"] = pixel_hash(seen, grey)
     return grey
 
@@ -90,17 +89,6 @@ def measure_view(seen: images.View, record: np.void) -> np.ndarray:
 def _histogram(values: np.ndarray) -> np.ndarray:
     """(256,) float32 counts of uint8 values."""
     return cv2.calcHist([values], [0], None, [256], [0, 256]).ravel()
-
-
-def _halvings(grey: np.ndarray) -> list[np.ndarray]:
-    """The picture and its halves down to under 256 px; exact halving is fast."""
-    levels = [grey]
-    while max(levels[-1].shape) >= VIEW_PX:
-        last = levels[-1]
-        half = (max(1, last.shape[0] // 2), max(1, last.shape[1] // 2))
-        even = last[: half[0] * 2, : half[1] * 2]
-        levels.append(cv2.resize(even, half[::-1], interpolation=cv2.INTER_AREA))
-    return levels
 
 
 def _paper_level(view: np.ndarray, counts: np.ndarray) -> int:
@@ -111,6 +99,8 @@ def _paper_level(view: np.ndarray, counts: np.ndarray) -> int:
     """
     wide = max(1, round(0.03 * min(view.shape)))
     outer = _ring_level(view, wide)
+    if counts[max(0, outer - _MIN_INK) : outer + _MIN_INK + 1].sum() > view.size / 2:
+        return outer  # no other level can have more of the picture
     inset = view[3 * wide : -3 * wide, 3 * wide : -3 * wide]
     if inset.size == 0:
         return outer
@@ -122,48 +112,57 @@ def _paper_level(view: np.ndarray, counts: np.ndarray) -> int:
 
 
 def _ring_level(view: np.ndarray, wide: int) -> int:
-    ring = (view[:wide], view[-wide:], view[:, :wide], view[:, -wide:])
-    counts = _histogram(np.concatenate([part.ravel() for part in ring]))
-    return int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
+    parts = (view[:wide], view[-wide:], view[:, :wide], view[:, -wide:])
+    return images.middle_level(parts)
 
 
 def _top_level(counts: np.ndarray) -> int:
     """The level that 0.1 % of the counted, and at least 8, reach: a safe maximum."""
     size = int(counts.sum())
     enough = min(max(8, size // 1000), size)
-    return int(np.flatnonzero(np.cumsum(counts[::-1])[::-1] >= enough)[-1])
+    return 255 - int(counts[::-1].cumsum().searchsorted(enough))
 
 
 def _ink_box(mask: np.ndarray) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) as shares of the sides; specks do not count."""
     sides = []
     for axis in (0, 1):
-        counts = cv2.reduce(mask, axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
-        weight = np.cumsum(counts)
+        weight = cv2.reduce(mask, axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S).cumsum()
         if weight[-1] == 0:
             return 0.0, 0.0, 1.0, 1.0
         speck = 0.002 * weight[-1]
-        first = np.searchsorted(weight, speck, side="right")
-        last = np.searchsorted(weight, weight[-1] - speck)
+        first = weight.searchsorted(speck, side="right")
+        last = weight.searchsorted(weight[-1] - speck)
         sides.append((first / len(weight), min(last + 1, len(weight)) / len(weight)))
     (left, right), (top, bottom) = sides
     return float(left), float(top), float(right), float(bottom)
 
 
+@lru_cache(4096)
+def _is_ink(paper: int, step: int) -> np.ndarray:
+    """(256,) uint8 table: 1 where a grey is more than `step` from the paper."""
+    return (np.abs(_LEVELS - paper) > step).astype(np.uint8)
+
+
+@lru_cache(4096)
 def _ink_curve(paper: int, contrast: int) -> np.ndarray:
-    """(256,) uint8 table from grey to ink; paper grain is 0, full ink 255."""
+    """(256,) uint8 table from grey to ink; paper grain is 0, full ink 255.
+
+    The root lifts faint and very thin lines to where they count beside black filling.
+    """
     floor = 0.15 * max(contrast, _MIN_INK)
     depth = np.abs(_LEVELS - paper)
-    ink = (depth - floor) / max(contrast - floor, 1.0)
-    return (255 * ink.clip(0, 1)).round().astype(np.uint8)
+    ink = ((depth - floor) / max(contrast - floor, 1.0)).clip(0, 1)
+    return (255 * np.sqrt(ink)).round().astype(np.uint8)
 
 
 def _ink_map(
     levels: list[np.ndarray],
     box: tuple[float, float, float, float],
     tone: np.ndarray,
-) -> np.ndarray:
-    """(96, 96) ink of a box of the picture, aspect kept, centred on paper."""
+    canvas: np.ndarray,
+) -> None:
+    """Lay the ink of a box of the picture on (96, 96) paper, aspect kept, centred."""
     level = next(
         (at for at in reversed(levels) if _box_side(at, box) >= THUMB_PX), levels[0]
     )
@@ -173,12 +172,11 @@ def _ink_map(
     part = level[min(top, bottom - 1) : bottom, min(left, right - 1) : right]
     scale = THUMB_PX / max(part.shape)
     size = [max(1, min(THUMB_PX, round(side * scale))) for side in part.shape]
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if scale < 0.5 else cv2.INTER_LINEAR
     ink = cv2.resize(cv2.LUT(part, tone), size[::-1], interpolation=method)
-    canvas = np.zeros((THUMB_PX, THUMB_PX), np.uint8)
     y, x = (THUMB_PX - size[0]) // 2, (THUMB_PX - size[1]) // 2
+    canvas[:] = 0
     canvas[y : y + size[0], x : x + size[1]] = ink
-    return canvas
 
 
 def _box_side(level: np.ndarray, box: tuple[float, float, float, float]) -> float:
@@ -192,10 +190,10 @@ def _colourfulness(pixels: np.ndarray) -> float:
         return 0.0
     down, across = (max(1, side // 48) for side in pixels.shape[:2])
     sample = np.ascontiguousarray(pixels[::down, ::across])
-    red, green, blue = cv2.split(sample)
+    blue, green, red = cv2.split(sample)
     if cv2.norm(red, green, cv2.NORM_INF) + cv2.norm(red, blue, cv2.NORM_INF) < 8:
         return 0.0  # three equal channels, but for rounding
-    red, green, blue = cv2.split(sample.astype(np.float32))
+    blue, green, red = cv2.split(sample.astype(np.float32))
     one, two = red - green, (red + green) / 2 - blue
     spread = np.hypot(one.std(), two.std())
     return float(spread + 0.3 * np.hypot(one.mean(), two.mean()))
@@ -243,7 +241,7 @@ def pixel_hash(seen: images.View, grey: np.ndarray) -> str:
     decoder shrank it: a pass at 3 GB/s where sha256 would take a quarter of the
     decoding time.
     """
-    parts = (grey, seen.pixels[::16, ::16], seen.pixels[7::16, 5::16])
+    parts = (grey, seen.stored[::16, ::16], seen.stored[7::16, 5::16])
     sums = "".join(
         f"{zlib.crc32(np.ascontiguousarray(part).data):08x}" for part in parts
     )
