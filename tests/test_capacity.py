@@ -94,16 +94,19 @@ def test_a_batch_that_is_found_brings_its_rate_along(on_gpu, rule, factor):
     ready, found = capacity.settle(asked, rule, 24, 1)
     assert (ready.recipe.batch_size, ready.recipe.accumulate) == (6, 1)
     assert ready.recipe.lr == pytest.approx(asked.recipe.lr * factor)
-    assert found.text.startswith("6 pictures per update: 6 fit at once on cuda")
+    assert found.text.startswith("6 pictures per update, 6 at once, the most cuda")
     two, _ = capacity.settle(asked, rule, 24, 2)
     assert two.recipe.batch_size == 12
 
 
 def test_an_epoch_keeps_its_updates(on_gpu, monkeypatch):
     monkeypatch.setattr(capacity, "LEAST_UPDATES", 5)
-    ready, _ = capacity.settle(ask(on_gpu, batch_size=0), "sqrt", 32, 1)
+    ready, found = capacity.settle(ask(on_gpu, batch_size=0), "sqrt", 2, 1)
     rows = len(folds.make_examples(on_gpu, 0)[0].rows)
     assert ready.recipe.batch_size == rows // 5 // 2 * 2 == 4
+    assert "more would fit" in found.text
+    few, _ = capacity.settle(ask(on_gpu, batch_size=0), "sqrt", 6, 1)
+    assert few.recipe.batch_size == 6  # never under the batch the rate is for
 
 
 def test_what_was_found_is_kept_for_a_run_that_goes_on(on_gpu, monkeypatch):
@@ -129,8 +132,8 @@ def test_an_open_batch_never_trains(task, tmp_path):  # noqa: F811
 
 def test_a_real_update_is_tried_and_leaves_the_model_alone(task):  # noqa: F811
     settled = dataclasses.replace(task, recipe=make(epochs=1, batch_size=0, lr=0.01))
-    ready, _ = capacity.settle(settled, "linear", 32, 1)
-    assert ready.recipe.batch_size == 2  # 23 rows keep as many updates as they can
+    ready, _ = capacity.settle(settled, "linear", 8, 1)
+    assert (ready.recipe.batch_size, ready.recipe.lr) == (8, 0.01)
     result = folds.train_fold(ready, 0)
     same = dataclasses.replace(ready, run_dir=task.run_dir.with_name("outright"))
     again = folds.train_fold(same, 0)

@@ -176,6 +176,21 @@ def test_f58_two_workers_share_a_study_and_its_budget(search):
     assert len(pids) == 2 and os.getpid() not in pids
 
 
+@pytest.mark.slow
+def test_f58_workers_on_a_ray_cluster_share_a_study_and_its_budget(search):
+    pytest.importorskip("ray")
+    said = []
+    study = workers.run(change(search, jobs=2), engine="ray", say=said.append)
+    found = tuning.read_trials(study, search)
+    live = found[found["state"].isin(["complete", "pruned"])]
+    assert 4 <= len(live) <= 5  # both may ask for the last one
+    assert len(said) == len(live)
+    pids = {t.user_attrs["pid"] for t in study.get_trials()}
+    assert len(pids) == 2 and os.getpid() not in pids
+    for run in live.loc[live["state"] == "complete", "run"]:
+        assert (search.run_dir.parent / run / "oof.npz").exists()
+
+
 def test_a_live_trial_of_another_machine_is_left_alone_until_it_is_silent(search):
     study = tuning.open_study(search)
     trial = study.ask()

@@ -24,7 +24,7 @@ from sketchlib.data import manifest
 from sketchlib.training import datasets, folds, loop
 
 LR_RULES = ("sqrt", "linear", "none")
-LEAST_UPDATES = 20  # of an epoch: a larger batch that fits would learn too seldom
+LEAST_UPDATES = 20  # of an epoch: a larger batch would learn too seldom, fit or not
 _STEPS = 4  # sizes of the ladder between two powers of two
 _SHARE = 0.5  # of the free memory of a machine without a GPU
 _OVERHEAD = 2.0  # memory an update takes at its peak, over what it keeps
@@ -90,22 +90,25 @@ def _read(path: Path, key: str) -> Found | None:
 def _find(task: folds.Task, lr_rule: str, lr_batch: int, processes: int) -> Found:
     asked = task.recipe
     train, _, _ = folds.make_examples(task, 0)
-    parts = max(asked.accumulate, 1)
-    wanted = asked.batch_size or len(train.rows) // LEAST_UPDATES
-    most = math.ceil(wanted / processes / (parts if not asked.batch_size else 1))
-    fits = find_batch(make_attempt(task, train), most, task.way.device)
+    attempt, device = make_attempt(task, train), task.way.device
     if asked.batch_size:
+        fits = find_batch(attempt, math.ceil(asked.batch_size / processes), device)
         parts = math.ceil(asked.batch_size / (fits * processes))
         told = (
             f"{asked.batch_size} pictures per update, as asked, in {parts} parts: "
-            f"{fits} fit at once on {task.way.device}; the rate stays {asked.lr:g}"
+            f"{fits} fit at once on {device}; the rate stays {asked.lr:g}"
         )
         return Found(asked.batch_size, parts, asked.lr, told)
+    parts = max(asked.accumulate, 1)
+    useful = min(len(train.rows), max(len(train.rows) // LEAST_UPDATES, lr_batch))
+    most = max(2, useful // (processes * parts))
+    fits = find_batch(attempt, most, device)
     size = fits * processes * parts
+    why = "more would fit" if fits >= most - most % 2 else f"the most {device} holds"
     lr = asked.lr * scale_lr(size / lr_batch, lr_rule)
     told = (
-        f"{size} pictures per update: {fits} fit at once on {task.way.device}, where "
-        f"an epoch keeps {LEAST_UPDATES} updates; rate {lr:.2g}, "
+        f"{size} pictures per update, {fits} at once, {why}; "
+        f"{math.ceil(len(train.rows) / size)} updates an epoch; rate {lr:.2g}, "
         f"{_tell_rule(asked.lr, size, lr_batch, lr_rule)}"
     )
     return Found(size, parts, lr, told)
