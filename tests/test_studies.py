@@ -55,6 +55,21 @@ def test_the_best_third_is_red_in_parallel(trials):
     )
 
 
+def test_what_only_probes_have_does_not_empty_the_parallel_lines(trials):
+    trials["strength"] = [np.nan, np.nan, 0.0225059, np.nan, np.nan]
+    ax = studies.plot_parallel(trials, ["lr", "fit", "strength"], "accuracy")
+    assert len([line for line in ax.lines if len(line.get_xdata()) == 3]) == 3
+    names = [label.get_text() for label in ax.get_xticklabels()]
+    assert names == ["lr", "fit", "accuracy"]
+
+
+def test_numbers_on_a_slice_are_short(trials):
+    trials["strength"] = [0.00231308, 0.00508351, 0.0225059, 0.00231308, np.nan]
+    figure = studies.plot_slices(trials, ["strength"], "accuracy")
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == ["0.00231", "0.00508", "0.0225"]
+
+
 def test_the_curse_draws_a_line_a_run():
     table = pd.DataFrame(
         {

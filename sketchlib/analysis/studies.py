@@ -190,13 +190,16 @@ def _place(values: pd.Series) -> tuple[np.ndarray, list[str] | None]:
         float
     )
     shift = np.random.default_rng(0).uniform(-0.14, 0.14, len(codes))  # no overlap
-    return codes + shift, [f"{t:g}" if is_number else str(t) for t in ticks]
+    return codes + shift, [f"{t:.3g}" if is_number else str(t) for t in ticks]
 
 
 def plot_parallel(trials: pd.DataFrame, names: Sequence[str], objective: str) -> Axes:
-    """Each fine-tuned trial as a line through its parameters; the best third is red."""
-    names = list(names)[: _MOST - 1]
+    """Each fine-tuned trial as a line through its parameters; the best third is red.
+
+    What only probes have, such as the strength of their head, is left out.
+    """
     table = trials[trials["state"].isin(_ENDED) & (trials["kind"] == "train")]
+    names = [name for name in names if table[name].notna().any()][: _MOST - 1]
     table = table.dropna(subset=[*names, "score"])
     table = table.sort_values("score", ascending=objective != "log_loss")
     ax = plots.make_axes(None, 3.6)
