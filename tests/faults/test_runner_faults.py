@@ -206,10 +206,10 @@ def test_f28_a_killed_child_is_told_too_and_its_kernel_is_gone(tmp_path):
 def test_f29_a_time_out_ends_the_run_and_its_children_and_keeps_the_checkpoint(
     tmp_path,
 ):
-    job = make_job(tmp_path, [("run", SLEEP)], timeout=4.0)
+    job = make_job(tmp_path, [("run", SLEEP)], timeout=10.0)
     outcome = run_quietly(job)
     assert (outcome.state, outcome.exit_code) == ("timeout", 124)
-    assert "limit of 4 s" in outcome.message
+    assert "limit of 10 s" in outcome.message
     assert (job.folder / "last.pt").read_bytes() == b"checkpoint"
     assert is_gone(int((job.folder / "worker.pid").read_text()))
     assert workspace.read_json(job.folder / "run.json")["state"] == "timeout"
@@ -219,10 +219,10 @@ def test_f29_a_time_out_ends_the_run_and_its_children_and_keeps_the_checkpoint(
 def test_f29_a_cell_that_ignores_the_interrupt_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "GRACE", 1.0)
     deaf = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-    job = make_job(tmp_path, [("run", deaf + SLEEP.replace("600", "60"))], timeout=3.0)
+    job = make_job(tmp_path, [("run", deaf + SLEEP.replace("600", "60"))], timeout=10.0)
     outcome = run_quietly(job)
     assert (outcome.state, outcome.exit_code) == ("timeout", 124)
-    assert outcome.seconds < 20
+    assert outcome.seconds < 30
     assert is_gone(int((job.folder / "worker.pid").read_text()))
     assert read_statuses(job)[1:] == ["failed", "pending"]
     assert "timeout" in read_cells(job.target)["run-state"]["source"]
@@ -408,18 +408,18 @@ def test_f33_a_second_run_of_the_same_name_is_refused(tmp_path, capsys):
 
 def run_together(folder, count):
     notebook = write_notebook(folder / "99_toy.ipynb", [("run", "print(run_name)")])
-    jobs = [
+    made = [
         jobs.make_job(
             notebook, {"runs_dir": str(folder / "runs"), "run_name": f"r{number}"}
         )
         for number in range(count)
     ]
-    threads = [threading.Thread(target=run_quietly, args=(job,)) for job in jobs]
+    threads = [threading.Thread(target=run_quietly, args=(job,)) for job in made]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return jobs
+    return made
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
