@@ -84,6 +84,12 @@ def test_the_reports_ask_for_nothing_remote(runs):
         assert not re.search(r"url\([\"']?(https?:)?//", text), page.name
 
 
+def test_written_variants_train_and_are_counted(runs):
+    counted = pd.DataFrame(workspace.read_json(runs / "two" / "run.json")["extra"])
+    assert set(counted["source"]) == {"variant: canny", "variant: hstack"}
+    assert not workspace.read_json(runs / "one" / "run.json")["extra"]
+
+
 def test_a_second_time_nothing_runs(runs, world, capsys):
     asked = ["workbook", "params/workbooks/smoke.yaml", "-p", "data_dir", str(world)]
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*/*.ipynb")}
@@ -101,7 +107,7 @@ def test_the_retrospective_tells_what_was_tried(runs, world, tmp_path):
     gains = pd.read_csv(folder / "gains.csv").set_index("run")
     assert gains["baseline"]["ensemble"] in ("one", "two")
     parents = pd.read_csv(folder / "parents.csv")
-    assert set(parents["parent"]) == {"one", "two", "audit"}
+    assert set(parents["parent"]) == {"one", "two", "audit", "augmentation"}
     assert workspace.read_json(folder / "run.json")["final"] == "ensemble"
 
 

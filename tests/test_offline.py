@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from sketchlib import workspace
-from sketchlib.data import manifest, splits
-from sketchlib.training import offline
+from sketchlib.data import cache, manifest, splits
+from sketchlib.training import extras, offline
 
 
 @pytest.fixture
@@ -101,3 +101,40 @@ def test_a_wrong_order_is_refused(kind, change, message):
     asked = {"kind": kind, "copies": 1, "side_px": 64, "weight": 1.0, "seed": 0}
     with pytest.raises(ValueError, match=message):
         offline.Order(**(asked | change))
+
+
+def test_variants_serve_every_model_but_the_one_that_holds_their_original(
+    rows, world, tmp_path
+):
+    run = tmp_path / "runs" / "augmentation"
+    made = [
+        offline.make_variants(rows, world, order(kind), run / "variants")
+        for kind in ("canny", "hstack")
+    ]
+    written = pd.concat(made, ignore_index=True)
+    written.assign(path="variants/" + written["path"]).to_csv(
+        run / offline.FILE, index=False
+    )
+    extra = offline.read_variants(run, rows)
+    fold_of = written.set_index("image_id")["source_id"].map(
+        rows.set_index("image_id")["fold"]
+    )
+    for fold in range(3):
+        served = extras.for_fold(extra, fold)["image_id"]
+        assert set(served) == set(fold_of.index[fold_of != fold])
+        assert served.is_unique
+    assert set(extras.for_fold(extra, -1)["image_id"]) == set(fold_of.index)
+    assert set(extra["source"]) == {"variant: canny", "variant: hstack"}
+    assert (extra["weight"] == 0.5).all()
+    pixels = cache.open_pixels(
+        extra.drop_duplicates("image_id"),
+        world,
+        cache.Geometry(32, "ink", "grey", "white"),
+        tmp_path / "cache",
+    )
+    assert pixels.readable.all()
+
+
+def test_a_run_without_variants_says_how_to_write_them(rows, tmp_path):
+    with pytest.raises(FileNotFoundError, match="-p variants"):
+        offline.read_variants(tmp_path / "augmentation", rows)

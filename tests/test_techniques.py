@@ -22,7 +22,7 @@ PIXELS = {
     "recipes of augmentation": ["augment", "curriculum"],
     "greyscale or colour": ["channels"],
     "background removal": ["paper"],
-    "train-only variants, mosaics": ["extra_csv"],
+    "train-only variants, mosaics": ["variants_run"],
 }
 MODELS = {
     "any timm model": ["model", "weights", "side_px"],

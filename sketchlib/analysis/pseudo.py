@@ -69,6 +69,7 @@ def make_pseudo(
     found = pd.concat([part for part in parts if len(part)] or parts[:1])
     paths = table.set_index("image_id")["path"]
     found["path"] = found["image_id"].map(paths)
+    found["root"] = ""
     found["source"] = "pseudo: " + " + ".join(asked.pseudo_runs)
     return found[extras.COLUMNS].reset_index(drop=True)
 

@@ -123,7 +123,7 @@ def open_pixels(
     """The pixels of every picture of `manifest`, read once and then from the disk.
 
     Args:
-        manifest: rows with `image_id, path`.
+        manifest: rows with `image_id, path`, perhaps `root`, a folder of their own.
         data_dir: folder the paths are relative to.
         geometry: side, fit, channels, paper.
         cache_dir: where cache files live; safe to delete.
@@ -135,7 +135,7 @@ def open_pixels(
     paths = cache_paths(manifest, data_dir, geometry, cache_dir)
     if not paths.are_made():
         filler = Filler(paths, len(manifest), geometry)
-        _fill(filler, manifest["path"].tolist(), data_dir, progress)
+        _fill(filler, _find_places(manifest, data_dir), progress)
         filler.finish()
     return PixelCache(
         np.load(paths.pixels, mmap_mode="r"),
@@ -147,19 +147,30 @@ def open_pixels(
 
 def _cache_key(manifest: pd.DataFrame, data_dir: Path, geometry: Geometry) -> str:
     stamps = []
-    for path in manifest["path"]:
+    for root, path in _find_places(manifest, data_dir):
         try:
-            found = os.stat(f"{data_dir}/{path}")
+            found = os.stat(f"{root}/{path}")
             stamps.append((path, found.st_size, found.st_mtime_ns))
         except (OSError, ValueError):
             stamps.append((path, -1, -1))
     return workspace.hash_value([_VERSION, asdict(geometry), stamps])
 
 
+def _find_places(manifest: pd.DataFrame, data_dir: Path) -> list[tuple[Path, str]]:
+    """(folder, path in it) of every row; a folder of a row's own stands in `root`."""
+    paths = manifest["path"].tolist()
+    if "root" not in manifest:
+        return [(data_dir, path) for path in paths]
+    roots = manifest["root"].fillna("").tolist()
+    return [
+        (Path(root) if root else data_dir, path)
+        for root, path in zip(roots, paths, strict=True)
+    ]
+
+
 def _fill(
     filler: "Filler",
-    paths: list[str],
-    data_dir: Path,
+    places: list[tuple[Path, str]],
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Read the pictures that no pass has put yet."""
@@ -167,18 +178,19 @@ def _fill(
 
     def load(row: int) -> None:
         try:
-            path = images.picture_path(data_dir, paths[row])
+            path = images.picture_path(*places[row])
             data = images.read_bytes(path)
             seen = images.decode_view(path, data, filler.least_px)
             filler.put(row, (path, data), seen, seen.grey())
         except images.PictureError:
             filler.miss(row)  # stays a row; the audit names it and says why
 
-    done, way = len(paths) - len(rows), passes.Pass(paths.__getitem__, shared=True)
+    way = passes.Pass(lambda row: places[row][1], shared=True)
+    done = len(places) - len(rows)
     for count in passes.run_rows(load, rows, way):
         done += count
         if progress is not None:
-            progress(done, len(paths))
+            progress(done, len(places))
 
 
 class Filler:

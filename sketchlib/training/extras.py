@@ -1,8 +1,8 @@
 """Pictures that only ever train: generated, from elsewhere, or pseudo-labelled.
 
 They never become rows of the manifest, so that no fold can hold them out: a table of
-their own lists `image_id, label, weight, source, serves`, where `serves` says which
-fold's model may learn from them. Limits: copies are found by equal cached pixels; a
+their own (`COLUMNS`) lists them, where `serves` says which fold's model may learn from
+them. Limits: copies are found by equal cached pixels; a
 flipped copy of a held-out drawing is the user's to keep out.
 """
 
@@ -15,7 +15,8 @@ from sketchlib.data import cache, manifest
 
 EVERY = -1  # serves every fold, and the model of all rows
 ALL_ROWS = -2  # serves the model of all rows alone
-COLUMNS = ["image_id", "path", "label", "weight", "source", "serves"]
+# `root` is the folder that `path` lies in, empty for the data's own
+COLUMNS = ["image_id", "path", "root", "label", "weight", "source", "serves"]
 
 
 def read_extra(data_dir: Path, file: str, table: pd.DataFrame) -> pd.DataFrame:
@@ -46,7 +47,7 @@ def read_extra(data_dir: Path, file: str, table: pd.DataFrame) -> pd.DataFrame:
     )
     made["image_id"] = made["path"]
     made["label"] = _read_labels(found, table, path)
-    made = made.assign(weight=weights, source=sources, serves=EVERY)
+    made = made.assign(weight=weights, source=sources, serves=EVERY, root="")
     return made[COLUMNS]
 
 
@@ -82,8 +83,9 @@ def with_extra(table: pd.DataFrame, extra: pd.DataFrame) -> pd.DataFrame:
     new = extra[~extra["image_id"].isin(table["image_id"])]
     if new.empty:
         return table
+    needed = ["image_id", "path", "root"]
     return pd.concat(
-        [table[["image_id", "path"]], new[["image_id", "path"]].drop_duplicates()],
+        [table[["image_id", "path"]].assign(root=""), new[needed].drop_duplicates()],
         ignore_index=True,
     )
 

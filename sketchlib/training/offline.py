@@ -18,8 +18,9 @@ import pandas as pd
 
 from sketchlib import workspace
 from sketchlib.data import images
-from sketchlib.training import recipes, transforms
+from sketchlib.training import extras, recipes, transforms
 
+FILE = "variants.csv"  # in the run folder of 02_augmentation
 MOSAICS = ("hstack", "vstack")
 COLUMNS = ["image_id", "source_id", "path", "label", "weight", "partner_id"]
 
@@ -231,3 +232,35 @@ def check_variants(variants: pd.DataFrame, folds: pd.DataFrame) -> pd.Series:
                 "make the mosaics again with these folds"
             )
     return own
+
+
+def read_variants(run_dir: Path, folds: pd.DataFrame) -> pd.DataFrame:
+    """The variants that a run of 02_augmentation wrote, as train-only pictures.
+
+    A variant serves the models of all folds but its original's, and the model of all
+    rows.
+
+    Args:
+        run_dir: folder of that run.
+        folds: `image_id, fold` of the training rows.
+    Returns:
+        Rows of `extras.COLUMNS`.
+    Raises:
+        FileNotFoundError: the run wrote no variants.
+        ValueError: see `check_variants`.
+    """
+    path = run_dir / FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`{FILE}` was expected in {run_dir}; write it with `sketch run "
+            f"02_augmentation -p run_name {run_dir.name} -p variants '[canny]'`"
+        )
+    table = pd.read_csv(path, keep_default_na=False)
+    own = check_variants(table, folds)
+    kinds = "variant: " + table["image_id"].str.split("/").str[1]
+    made = table.assign(root=str(run_dir), source=kinds)
+    held = sorted(fold for fold in folds["fold"].unique() if fold >= 0)
+    parts = [made[own < 0].assign(serves=extras.EVERY)]
+    parts += [made[(own >= 0) & (own != fold)].assign(serves=fold) for fold in held]
+    parts.append(made[own >= 0].assign(serves=extras.ALL_ROWS))
+    return pd.concat(parts, ignore_index=True)[extras.COLUMNS]

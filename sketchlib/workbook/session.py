@@ -29,7 +29,7 @@ from sketchlib.analysis import (
     likeness,
 )
 from sketchlib.data import attributes, conflicts, decisions, groups, manifest, splits
-from sketchlib.training import budget, predictions
+from sketchlib.training import budget, extras, predictions
 from sketchlib.training import folds as fold_runs
 from sketchlib.workbook import parameters, trackers
 
@@ -159,6 +159,28 @@ def read_folds(session: Session, audit_run: str, table: pd.DataFrame) -> pd.Data
     folds = read_audit(session, audit_run, "folds.csv")
     splits.check_folds(folds, table)
     return folds
+
+
+def read_extra(
+    session: Session,
+    file: str,
+    variants_run: str,
+    table: pd.DataFrame,
+    folds: pd.DataFrame,
+) -> pd.DataFrame:
+    """The user's train-only pictures and the variants of a 02_augmentation run.
+
+    Raises:
+        FileNotFoundError: a file that is named is missing.
+        ValueError: see `extras.read_extra` and `offline.read_variants`.
+    """
+    extra = extras.read_extra(session.data_dir, file, table)
+    if not variants_run:
+        return extra
+    from sketchlib.training import offline  # brings albumentations
+
+    made = offline.read_variants(session.runs_dir / variants_run, folds)
+    return pd.concat([extra, made], ignore_index=True) if len(extra) else made
 
 
 def read_audit(session: Session, audit_run: str, name: str) -> pd.DataFrame:
