@@ -179,7 +179,7 @@ def compare_policies(data: Data, found: pd.DataFrame) -> pd.DataFrame:
             fold = data.make_folds(data.groups, repeat)
             hits += likeness.probe(data.seen, targets, fold, weights) == labels
         right[policy] = hits[clean] / data.repeats
-        trained[policy] = float(weights.sum())
+        trained[policy] = round(float(weights.sum()))  # sets weigh whole pictures
     codes = np.unique(codes[clean], return_inverse=True)[1]
     rows = []
     for policy in right:
