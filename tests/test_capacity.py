@@ -114,8 +114,10 @@ def test_what_was_found_is_kept_for_a_run_that_goes_on(on_gpu, monkeypatch):
     first, told = capacity.settle(asked, "sqrt", 32, 1)
     monkeypatch.setattr(loop, "try_update", None)
     assert capacity.settle(asked, "sqrt", 32, 1) == (first, told)
+    again = dataclasses.replace(asked, fresh=True)  # as `sketch reproduce` asks
+    assert capacity.settle(again, "sqrt", 32, 1)[1] == told
     with pytest.raises(TypeError):
-        capacity.settle(dataclasses.replace(asked, fresh=True), "sqrt", 32, 1)
+        capacity.settle(asked, "linear", 32, 1)
 
 
 def test_what_is_asked_outright_is_not_measured(on_gpu, monkeypatch):

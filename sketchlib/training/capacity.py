@@ -4,8 +4,9 @@ On a GPU it is tried: accelerate's finder walks down timm's ladder of batch size
 a processor, where the system kills instead of refusing, what an update keeps in memory
 is counted first. The rate follows a batch that was found by a rule: √ for Adam and its
 kin (Malladi et al., NeurIPS 2022), linear for SGD (Goyal et al. 2017). What was found
-is written beside the run, so that a resumed run trains the same. Limits: what other
-programs take of the same device afterwards is not known; `memory` then splits batches.
+is written beside the run, so that a resumed run trains the same; delete `batch.json`
+to measure again. Limits: what other programs take of the same device afterwards is not
+known; `memory` then splits batches.
 """
 
 import dataclasses
@@ -68,7 +69,7 @@ def settle(
         return task, Found(asked.batch_size, asked.accumulate, asked.lr, told)
     key = workspace.hash_value([asked, task.network, lr_rule, lr_batch, processes])
     path = task.run_dir / _FILE
-    known = _read(path, key) if not task.fresh else None
+    known = _read(path, key)
     if known is None:
         known = _find(task, lr_rule, lr_batch, processes)
         workspace.write_json(path, {"asked": key, "found": known})

@@ -19,7 +19,7 @@ from sketchlib.workbook import jobs, parameters, runner
 
 EQUAL, NOISE, DIFFERENT = "equal", "within noise", "different"
 _TIMING = {"seconds", "images_per_second"}
-_COPIED = ("budget.json",)  # what a clock decided is part of the run
+_COPIED = ("budget.json", "batch.json")  # what was measured is part of the run
 
 
 @dataclass(frozen=True)
