@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from recipes import make
 from test_folds import task  # noqa: F401
 
@@ -14,8 +15,11 @@ from sketchlib.training import beside, folds, launch, loop
 @pytest.fixture
 def four(task, monkeypatch):  # noqa: F811
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # equal sums in equal order
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     frame = task.folds.assign(fold=np.arange(len(task.folds)) % 4)
-    return dataclasses.replace(task, folds=frame, recipe=make(epochs=2))
+    yield dataclasses.replace(task, folds=frame, recipe=make(epochs=2))
+    torch.set_num_threads(threads)
 
 
 def collect(rows):

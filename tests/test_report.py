@@ -357,6 +357,7 @@ def test_a_broken_record_is_a_row_and_not_a_gap(runs):
     folder.mkdir()
     (folder / "run.json").write_text("{")
     assert "unreadable" in read_index(runs)
+    assert report.read_record(runs / "never")["state"] == "not run"
 
 
 def test_an_empty_folder_has_an_index_too(tmp_path):

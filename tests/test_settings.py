@@ -1,5 +1,6 @@
 """Contradictions are found before a kernel starts, each with its way out."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -73,6 +74,8 @@ def test_the_notebooks_own_defaults_go_together(defaults):
 
 @pytest.mark.parametrize(("changes", "told"), [*CLASHES, *OF_THE_MODEL], ids=str)
 def test_a_contradiction_is_told_with_its_way_out(defaults, changes, told):
+    if "lora_rank" in changes:
+        pytest.importorskip("peft")
     with pytest.raises(ValueError) as refused:
         settings.check_settings(defaults | changes)
     assert told in str(refused.value)
@@ -93,6 +96,8 @@ def test_a_contradiction_is_told_with_its_way_out(defaults, changes, told):
     ids=str,
 )
 def test_what_goes_together_passes(defaults, changes):
+    if "lora_rank" in changes:
+        pytest.importorskip("peft")
     settings.check_settings(defaults | changes)
 
 
@@ -154,4 +159,9 @@ def test_every_preset_and_parameter_file_goes_together(defaults):
         given = parameters.read_overrides(file)
         weightless = {"weights": "none", "head": "random"}  # no hub in the tests
         known = "lite" in str(given.get("model", "lite"))
-        settings.check_settings(defaults | given | ({} if known else weightless))
+        asked = defaults | given | ({} if known else weightless)
+        if asked["lora_rank"] and importlib.util.find_spec("peft") is None:
+            with pytest.raises(ValueError, match="pip install"):
+                settings.check_settings(asked)
+            continue
+        settings.check_settings(asked)

@@ -293,9 +293,11 @@ def read_runs(runs_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The run's record; a file that is missing or broken gives state `unreadable`."""
+    """The run's record; one that is missing is `not run`, a broken one `unreadable`."""
     try:
         record = workspace.read_json(folder / "run.json")
+    except FileNotFoundError:
+        return {"name": folder.name, "state": "not run"}
     except (ValueError, OSError):
         return {"name": folder.name, "state": "unreadable"}
     return record if isinstance(record, dict) else {"state": "unreadable"}
