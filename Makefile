@@ -40,11 +40,12 @@ lab: setup
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
 test: export HF_HUB_OFFLINE := 1
+test: export OMP_NUM_THREADS := 1
 test: setup
 	$(BIN)/ruff format --check sketchlib tests benchmarks
 	$(BIN)/ruff check sketchlib tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: export HF_HUB_OFFLINE := 1
 test-slow: setup
