@@ -194,6 +194,28 @@ def _as_json(value: Any) -> Any:
     return str(value)
 
 
+# --- processes of this machine ----------------------------------------------
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process has this number; a dead one not yet collected does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return read_stat(pid)[:1] not in (["Z"], ["X"])
+
+
+def read_stat(pid: int) -> list[str]:
+    """The facts of a process, its state first; empty where the system tells none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 # --- who made it ------------------------------------------------------------
 
 

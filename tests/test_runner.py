@@ -210,7 +210,7 @@ def test_a_running_record_of_a_dead_process_reads_killed():
 
 def test_a_dead_process_that_nobody_collected_reads_killed():
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    while folders._read_stat(ended.pid)[0] != "Z":
+    while workspace.read_stat(ended.pid)[0] != "Z":
         time.sleep(0.05)
     assert folders.read_state({"state": "running", "pid": ended.pid}) == "killed"
     ended.wait()

@@ -165,22 +165,14 @@ def test_f58_a_journal_cut_mid_line_is_mended(quick, monkeypatch, capsys):
     assert b'"trial_' in journal.with_suffix(".broken").read_bytes()
 
 
-def test_f58_two_workers_share_a_study_and_its_budget(search):
+@pytest.mark.parametrize(
+    "engine", ["local", pytest.param("ray", marks=pytest.mark.slow)]
+)
+def test_f58_two_workers_share_a_study_and_its_budget(search, engine):
+    if engine == "ray":
+        pytest.importorskip("ray")
     said = []
-    study = workers.run(change(search, jobs=2), engine="local", say=said.append)
-    found = tuning.read_trials(study, search)
-    live = found[found["state"].isin(["complete", "pruned"])]
-    assert 4 <= len(live) <= 5  # both may ask for the last one
-    assert len(said) == len(live)
-    pids = {t.user_attrs["pid"] for t in study.get_trials()}
-    assert len(pids) == 2 and os.getpid() not in pids
-
-
-@pytest.mark.slow
-def test_f58_workers_on_a_ray_cluster_share_a_study_and_its_budget(search):
-    pytest.importorskip("ray")
-    said = []
-    study = workers.run(change(search, jobs=2), engine="ray", say=said.append)
+    study = workers.run(change(search, jobs=2), engine=engine, say=said.append)
     found = tuning.read_trials(study, search)
     live = found[found["state"].isin(["complete", "pruned"])]
     assert 4 <= len(live) <= 5  # both may ask for the last one

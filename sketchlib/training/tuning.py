@@ -264,22 +264,11 @@ def _is_dead(trial: FrozenTrial) -> bool:
     facts = trial.user_attrs
     began = trial.datetime_start or datetime.datetime.now()
     beat = float(facts.get("beat", began.timestamp()))
-    if facts.get("host") == socket.gethostname() and not _is_alive(int(facts["pid"])):
+    if facts.get("host") == socket.gethostname() and not workspace.is_alive(
+        int(facts["pid"])
+    ):
         return True
     return time.time() - beat > STALE_SECONDS
-
-
-def _is_alive(pid: int) -> bool:
-    with contextlib.suppress(FileNotFoundError, IndexError):  # a zombie is dead
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z"
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextlib.contextmanager

@@ -145,28 +145,14 @@ def is_alive(pid: int, stamp: str = "") -> bool:
     """Whether the process runs that had this number when it wrote `stamp`."""
     if stamp and _is_younger(pid, stamp):
         return False  # its number was given to another
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return _read_stat(pid)[:1] not in (["Z"], ["X"])  # dead, not yet collected
-
-
-def _read_stat(pid: int) -> list[str]:
-    """The facts of a process, its state first; empty where the system tells none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
+    return workspace.is_alive(pid)
 
 
 def _is_younger(pid: int, stamp: str) -> bool:
     """Whether the process was started after `stamp` (Linux; elsewhere not known)."""
     try:
         written = datetime.datetime.strptime(stamp, STAMP).timestamp()
-        ticks = _read_stat(pid)[19]
+        ticks = workspace.read_stat(pid)[19]
         lines = Path("/proc/stat").read_text().splitlines()
     except (OSError, ValueError, IndexError):
         return False
