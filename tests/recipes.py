@@ -59,6 +59,7 @@ TINY = folds.Network(
     mapping="",
     lora_rank=0,
     side_px=32,
+    stats="model",
 )
 
 

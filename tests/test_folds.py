@@ -5,7 +5,7 @@ import pytest
 from recipes import FP32, TINY, make
 
 from sketchlib.data import cache, manifest, splits
-from sketchlib.training import folds, loop
+from sketchlib.training import folds, loop, models
 
 NETWORK = TINY
 
@@ -64,6 +64,25 @@ def test_the_saved_model_gives_the_written_predictions(task):
         model, valid, result.oof.classes, way=FP32, tta=("hflip",), fold=0
     )
     np.testing.assert_allclose(made.probs, result.oof.probs, atol=1e-5)
+
+
+def test_a_model_normalises_by_the_pixels_in_training_and_when_loaded(task):
+    asked = dataclasses.replace(task.network, stats="dataset")
+    measured = asked.with_stats(task.pixels)
+    own = dataclasses.replace(task, network=measured)
+    result = folds.train_fold(own, 0)
+    model = folds.load_model(own.run_dir, 0, measured, 4)
+    seen = task.pixels.pixels[task.pixels.readable] / 255
+    assert models.input_stats(model)[0].numpy() == pytest.approx(seen.mean(), abs=1e-5)
+    _, valid, _ = folds.make_examples(own, 0)
+    made = folds.predictions.predict(
+        model, valid, result.oof.classes, way=FP32, tta=("hflip",), fold=0
+    )
+    np.testing.assert_allclose(made.probs, result.oof.probs, atol=1e-5)
+    plain = dataclasses.replace(task, run_dir=task.run_dir.with_name("plain"))
+    other = folds.train_fold(plain, 0)
+    assert not np.allclose(other.oof.logits, result.oof.logits)
+    assert not np.allclose(folds.extract(own), folds.extract(task))
 
 
 def test_a_fold_below_zero_holds_nothing_out(task):

@@ -3,13 +3,12 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-import timm
 import torch
 import yaml
 from recipes import FP32, TINY, make
 
 from sketchlib.data import cache, manifest, splits
-from sketchlib.training import models, race, recipes
+from sketchlib.training import datasets, models, race, recipes
 
 BASE = cache.Geometry(32, "stretch", "grey", "keep")
 NETWORK = TINY
@@ -88,18 +87,20 @@ def test_the_draws_differ_between_views_and_seeds(world, tmp_path):
 def test_dataset_statistics_are_those_of_the_pixels(world, tmp_path):
     track = make_track(world, tmp_path)
     pixels = track.open_pixels(dataclasses.replace(BASE, channels="colour"))
-    mean, std = race.measure_stats(pixels)
+    mean, std = datasets.measure_stats(pixels)
     seen = pixels.pixels[pixels.readable] / 255
     assert np.allclose(mean, seen.mean(axis=(0, 1, 2)))
     assert np.allclose(std, seen.std(axis=(0, 1, 2)))
-    model = timm.create_model("test_resnet")
-    race.set_stats(model, mean, std)
-    assert torch.allclose(models.input_stats(model)[0], torch.tensor(mean))
-    assert torch.allclose(models.input_stats(model)[1], torch.tensor(std))
+    asked = dataclasses.replace(TINY, stats="dataset")
+    with pytest.raises(ValueError, match="call `with_stats`"):
+        asked.make(3)
+    model = asked.with_stats(pixels).make(3)
+    assert torch.allclose(models.input_stats(model)[0], torch.tensor(mean), atol=1e-5)
+    assert torch.allclose(models.input_stats(model)[1], torch.tensor(std), atol=1e-5)
 
 
 def test_the_winner_is_a_file_of_parameters_for_training(tmp_path):
-    setting = race.parse_setting("noise_blur+ink", BASE)
+    setting = race.parse_setting("noise_blur+ink+dataset", BASE)
     path = tmp_path / "augmentation" / "winner.yaml"
     path.parent.mkdir()
     race.write_winner(path, setting, "it won")
@@ -108,6 +109,7 @@ def test_the_winner_is_a_file_of_parameters_for_training(tmp_path):
         "fit": "ink",
         "paper": "keep",
         "channels": "grey",
+        "stats": "dataset",
     }
     assert recipes.find_winner("winner", tmp_path) == "noise_blur"
 

@@ -53,8 +53,13 @@ CLASHES = [
 ]
 NO_WEIGHTS = {"weights": "none", "head": "random"}
 OF_THE_MODEL = [
+    (NO_WEIGHTS, "set `norm: learn`, or `head: probe`"),
+    ({"head": "random", "norm": "still"}, "set `norm: learn`, or `head: probe`"),
     ({"frozen": True, "unfreeze_last": 99}, "`unfreeze_last` must be 0 to 7"),
-    ({"lora_rank": 4, **NO_WEIGHTS}, "has none; set `lora_rank: 0`"),
+    (
+        {"lora_rank": 4, "norm": "learn", **NO_WEIGHTS},
+        "has none; set `lora_rank: 0`",
+    ),
     (
         {"model": "test_vit", "side_px": 100, **NO_WEIGHTS},
         "`side_px` 100 does not suit",
@@ -89,6 +94,8 @@ def test_a_contradiction_is_told_with_its_way_out(defaults, changes, told):
         {"augment": "winner"},
         {"frozen": True, "unfreeze_last": 2},
         {"progressive": ["1:96", "5:128"]},
+        {"norm": "learn", **NO_WEIGHTS},
+        {"stats": "dataset"},
         {"head": "transplant"},
         {"model": "test_vit", "side_px": 160, **NO_WEIGHTS},
         {"model": "test_vit", "side_px": 160, "lora_rank": 4, **NO_WEIGHTS},
@@ -157,7 +164,7 @@ def test_every_preset_and_parameter_file_goes_together(defaults):
     assert len(files) > 8
     for file in files:
         given = parameters.read_overrides(file)
-        weightless = {"weights": "none", "head": "random"}  # no hub in the tests
+        weightless = NO_WEIGHTS | {"norm": "learn"}  # no hub in the tests
         known = "lite" in str(given.get("model", "lite"))
         asked = defaults | given | ({} if known else weightless)
         if asked["lora_rank"] and importlib.util.find_spec("peft") is None:

@@ -396,11 +396,12 @@ def predict(
 def describe(
     model: nn.Module, name: str, pixels: cache.PixelCache, way: compute.Compute
 ) -> dict[str, object]:
-    """Provenance of a bank: model, weights, geometry, pictures, precision."""
+    """Provenance of a bank: model, weights, statistics, geometry, pictures."""
     sums = [float(weight.double().sum()) for weight in model.state_dict().values()]
     return {
         "model": name,
         "weights": workspace.hash_value(sums),
+        "stats": [value.tolist() for value in models.input_stats(model)],
         "geometry": dataclasses.asdict(pixels.geometry),
         "pixels": Path(str(getattr(pixels.pixels, "filename", ""))).name,
         "precision": way.precision,

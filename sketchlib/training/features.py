@@ -54,6 +54,7 @@ def extract(
             [float(weight.double().sum()) for weight in model.state_dict().values()]
         ),
         "views": ["upright", *views],
+        "stats": [value.tolist() for value in models.input_stats(model)],
         "geometry": asdict(pixels.geometry),
         "pixels": Path(str(getattr(pixels.pixels, "filename", ""))).name,
         "precision": way.precision,

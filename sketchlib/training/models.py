@@ -4,6 +4,8 @@ Mean, standard deviation and size are those of the model's own pretrained
 configuration, never a constant. Limits: one classifier per model.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +190,25 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether the model normalises by statistics of its pretraining's batches."""
+    return any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for module in model.modules()
+    )
+
+
 def input_stats(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean (3,), std (3,)) the model was pretrained with, for pixels 0-1."""
+    """(mean (3,), std (3,)) that the model's pixels, 0-1, are normalised by."""
     config = resolve_model_data_config(model)
     return torch.tensor(config["mean"]), torch.tensor(config["std"])
+
+
+def set_stats(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let `model` normalise by these instead of its pretraining's."""
+    config: Any = model.pretrained_cfg
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        changed: Any = dataclasses.replace(config, mean=tuple(mean), std=tuple(std))
+    else:
+        changed = {**config, "mean": tuple(mean), "std": tuple(std)}
+    model.pretrained_cfg = model.default_cfg = changed

@@ -16,10 +16,17 @@ from sketchlib.training import sources
 if TYPE_CHECKING:
     from torch import nn
 
+    from sketchlib.data import cache
     from sketchlib.training import composites
 
 LAYERS = ("linear", "mlp", "multi_dropout")
 STARTS = ("probe", "random", "transplant")
+STATS = ("model", "dataset")
+
+
+def asks_batch_norm(network: "Network", recipe: recipes.Recipe) -> bool:
+    """Whether training works only where no batch norm is kept as it was."""
+    return network.head == "random" and recipe.norm != "learn" and not recipe.frozen
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,9 @@ class Network:
 
     `head` is how the classifier starts: `probe` (fitted to frozen features of the
     training rows), `transplant` (the pretrained rows of the same ImageNet classes) or
-    `random`.
+    `random`. `stats` is what pixels are normalised by: `model` (mean and deviation of
+    its pretraining), `dataset` (those of the pixels, see `with_stats`), or, measured,
+    `M,M,M/S,S,S` for pixels 0-1.
     """
 
     model: str
@@ -41,6 +50,7 @@ class Network:
     mapping: str
     lora_rank: int
     side_px: int
+    stats: str
 
     def check(self) -> None:
         """Raise ValueError or FileNotFoundError where the model cannot be made."""
@@ -48,8 +58,9 @@ class Network:
         for name, value, known in (
             ("head", self.head, STARTS),
             ("head_layers", self.head_layers, LAYERS),
+            ("stats", self.stats, STATS),
         ):
-            if value not in known:
+            if value not in known and "/" not in value:
                 raise ValueError(f"`{name}` must be one of {known}, but {value!r} came")
         if self.head != "random" and self.weights == "none":
             raise ValueError(
@@ -107,6 +118,13 @@ class Network:
                     "use a multiple of its patch, or its own size"
                 ) from error
             recipes.check_sides(recipe, self.side_px, fixed)
+            if asks_batch_norm(self, recipe) and models.has_batch_norm(model):
+                raise ValueError(
+                    f"`norm` {recipe.norm} keeps the batch norms of {self.model} as "
+                    f"they were pretrained, but `head` is random and bends the "
+                    "features at once, so that nothing would be learned; set `norm: "
+                    "learn`, or `head: probe`, or `frozen: true`"
+                )
             if recipe.frozen:
                 heads.freeze_backbone(model, recipe.unfreeze_last)
             if self.head == "transplant":
@@ -116,7 +134,12 @@ class Network:
         """A fresh model with K outputs."""
         from sketchlib.training import models
 
-        return models.make_model(
+        if self.stats == "dataset":
+            raise ValueError(
+                "`stats` dataset should be measured before a model is made, but "
+                "was not; call `with_stats` with the pixels"
+            )
+        model = models.make_model(
             self.model,
             classes,
             self.weights,
@@ -127,6 +150,25 @@ class Network:
             head_hidden=self.head_hidden,
             lora_rank=self.lora_rank if classes else 0,
         )
+        if "/" in self.stats:
+            mean, std = (
+                [float(value) for value in part.split(",")]
+                for part in self.stats.split("/")
+            )
+            models.set_stats(model, mean, std)
+        return model
+
+    def with_stats(self, pixels: "cache.PixelCache") -> "Network":
+        """The same network with `stats: dataset` measured on the readable pictures."""
+        if self.stats != "dataset":
+            return self
+        from sketchlib.training import datasets
+
+        parts = (
+            ",".join(f"{value:.6f}" for value in part)
+            for part in datasets.measure_stats(pixels)
+        )
+        return dataclasses.replace(self, stats="/".join(parts))
 
     def compose(self, model: "nn.Module", blocks: "composites.Blocks") -> None:
         """Give a model of `make` the classifier of these blocks."""
@@ -142,4 +184,5 @@ class Network:
 
     def outline(self, classes: int) -> "nn.Module":
         """The same model with random weights, to measure speed with."""
-        return dataclasses.replace(self, weights="none").make(classes)
+        plain = dataclasses.replace(self, weights="none", stats="model")
+        return plain.make(classes)

@@ -33,9 +33,9 @@ from sketchlib.training import (
     recipes,
     transforms,
 )
+from sketchlib.training.network import STATS
 
 METHODS = ("probe", "finetune")
-STATS = ("model", "dataset")
 _VERSION = 1
 
 
@@ -154,7 +154,7 @@ def make_track(
     recipe = workspace.pick(loop.Recipe, asked)
     channels = 1 if asked["channels"] == "grey" else 3
     way = compute.choose_compute(
-        network.make(len(manifest.class_names(table))),
+        network.outline(len(manifest.class_names(table))),
         (recipe.batch_size, channels, network.side_px),
         precision=asked["precision"],
         layout=asked["layout"],
@@ -271,38 +271,15 @@ def _probe(
 
 def _make_model(track: Track, setting: Setting, classes: int) -> nn.Module:
     """A fresh model that normalises as the setting says."""
-    model = track.network.make(classes)
-    if setting.stats == "dataset":
-        set_stats(model, *measure_stats(track.open_pixels(setting.geometry)))
-    return model
-
-
-def measure_stats(
-    pixels: cache.PixelCache,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the readable pictures, three channels, pixels 0-1."""
-    seen = pixels.pixels[np.flatnonzero(pixels.readable)[:4000]]
-    flat = seen.reshape(-1, seen.shape[3] if seen.ndim == 4 else 1)
-    mean, std = flat.mean(axis=0) / 255, flat.std(axis=0) / 255
-    times = 3 // len(mean)
-    return tuple(mean.tolist() * times), tuple(np.maximum(std, 0.01).tolist() * times)
-
-
-def set_stats(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Let `model` normalise by these instead of its pretraining's."""
-    config: Any = model.pretrained_cfg
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        changed: Any = dataclasses.replace(config, mean=tuple(mean), std=tuple(std))
-    else:
-        changed = {**config, "mean": tuple(mean), "std": tuple(std)}
-    model.pretrained_cfg = model.default_cfg = changed
+    network = dataclasses.replace(track.network, stats=setting.stats)
+    return network.with_stats(track.open_pixels(setting.geometry)).make(classes)
 
 
 def _clean_features(
     track: Track, setting: Setting, pixels: cache.PixelCache
 ) -> np.ndarray:
     """(1, N, D) of the pictures as they are."""
-    name = f"{track.network.model} {setting.stats}"
+    name = track.network.model
     workspace.seed_everything(0)  # a model without weights is random
     model = _make_model(track, setting, 0)
     return features.extract(
@@ -406,5 +383,6 @@ def write_winner(path: Path, setting: Setting, reason: str) -> None:
         f"fit: {geometry.fit}",
         f"paper: {geometry.paper}",
         f"channels: {geometry.channels}",
+        f"stats: {setting.stats}",
     ]
     workspace.write_text(path, "\n".join(lines) + "\n")

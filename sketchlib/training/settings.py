@@ -12,7 +12,7 @@ from sketchlib import workspace
 from sketchlib.training import recipe as recipes
 from sketchlib.training import recipes as recipe_files
 from sketchlib.training import sources
-from sketchlib.training.network import Network
+from sketchlib.training.network import Network, asks_batch_norm
 
 Values = Mapping[str, Any]
 
@@ -58,6 +58,7 @@ def _asks_the_model(network: Network, recipe: recipes.Recipe) -> bool:
     """Whether something is asked that only the built model can answer."""
     asks = network.lora_rank or network.head == "transplant" or recipe.unfreeze_last
     asks = asks or network.head_layers != "linear" or len(recipe.progressive)
+    asks = asks or asks_batch_norm(network, recipe)
     return bool(asks) or network.model not in sources.BUNDLED
 
 

@@ -67,7 +67,7 @@ def make_task(world: World, values: Values, run_dir: Path, *, test: bool) -> fol
     channels = 1 if values["channels"] == "grey" else 3
     classes = len(manifest.class_names(world.table))
     way = compute.choose_compute(
-        network.make(classes),
+        network.outline(classes),
         (rule.batch_size, channels, network.side_px),
         precision=values["precision"],
         layout=values["layout"],
@@ -81,7 +81,7 @@ def make_task(world: World, values: Values, run_dir: Path, *, test: bool) -> fol
         table=world.table if test else manifest.train_rows(world.table),
         folds=world.folds,
         pixels=pixels,
-        network=network,
+        network=network.with_stats(pixels),
         recipe=rule,
         way=way,
         tta=tuple(values["tta"]),
