@@ -29,6 +29,7 @@ VIEWS: dict[str, tuple[str, ...]] = {
     "upright": (),
     "and mirrored": ("hflip",),
     "and upside down": ("vflip",),
+    "mirrored and tilted": ("hflip", "tilt"),
 }
 
 
@@ -227,7 +228,7 @@ def compare_views(
     seen = {
         name: _predict_folds([glass], oof, views, way) for name, views in VIEWS.items()
     }
-    upright, mirrored, turned = (one.probs for one in seen.values())
+    upright, mirrored, turned = (one.probs for one in list(seen.values())[:3])
     three = (2 * mirrored + 2 * turned - upright) / 3  # each pair holds the upright
     three = np.clip(three, 0, None)
     three /= three.sum(axis=1, keepdims=True)

@@ -31,9 +31,10 @@ from sketchlib.training import (
     models,
     optim,
     transforms,
+    viewing,
 )
 from sketchlib.training import recipe as recipes
-from sketchlib.training.predictions import VIEWS, Predictions, average
+from sketchlib.training.predictions import Predictions, average
 
 CHUNK = 128  # pictures between two notes of how far it is
 PLAIN = "plain"
@@ -46,7 +47,7 @@ class Bank:
     Attributes:
         features: (V, N, D) float16.
         image_ids: (N,) ids.
-        views: V names: `plain`, `hflip`, `vflip`, or `<recipe>#<draw>`.
+        views: V names: `plain`, those of `viewing.spell`, or `<recipe>#<draw>`.
     """
 
     features: np.ndarray
@@ -72,11 +73,11 @@ class Bank:
 
 
 def name_views(recipe: recipes.Recipe, draws: int, tta: Sequence[str]) -> list[str]:
-    """The views a run needs: plain, its flips, and `draws` of each recipe's."""
+    """The views a run needs: plain, those of `tta`, and `draws` of each recipe's."""
     stages = recipes.make_stages(recipe)
     names = dict.fromkeys(stage.augment for stage in stages if stage.augment != "none")
     drawn = [f"{name}#{draw}" for name in names for draw in range(draws)]
-    return [PLAIN, *tta, *drawn]
+    return [PLAIN, *viewing.spell(tta), *drawn]
 
 
 def compute_bank(
@@ -146,8 +147,8 @@ def _draw(pixels: cache.PixelCache, view: str, row: int, seed: int) -> torch.Ten
     picture = np.asarray(pixels.pixels[row])
     if view == PLAIN:
         return datasets.as_tensor(picture)
-    if view in VIEWS:
-        return datasets.as_tensor(picture).flip(VIEWS[view])
+    if viewing.is_view(view):
+        return viewing.look(datasets.as_tensor(picture)[None], view)[0]
     name, _, draw = view.rpartition("#")
     drawn = transforms.draw(transforms.make_recipe(name), picture, seed, int(draw), row)
     return datasets.as_tensor(drawn)
@@ -380,7 +381,7 @@ def predict(
 ) -> Predictions:
     """Mean probability over the plain view and the flips asked for, as log-probs."""
     parts = []
-    for name in (PLAIN, *tta):
+    for name in (PLAIN, *viewing.spell(tta)):
         if name not in bank.views:
             raise ValueError(
                 f"the feature bank should hold the view {name!r} for `tta`, but has "

@@ -20,8 +20,8 @@ from torch import nn
 
 from sketchlib import workspace
 from sketchlib.data import cache
-from sketchlib.training import compute, datasets, heads, kernels, models
-from sketchlib.training.predictions import VIEWS, Predictions, average, check_views
+from sketchlib.training import compute, datasets, heads, kernels, models, viewing
+from sketchlib.training.predictions import Predictions, average
 
 
 def extract(
@@ -40,20 +40,20 @@ def extract(
         model: without a classifier (`make_model(..., classes=0)`).
         pixels: N pictures.
         way: precision, layout and device.
-        views: views beside the upright one: `hflip`, `vflip`.
+        views: views beside the upright one: see `viewing.KINDS`.
         name: of the model and its weights; part of the file's key.
         cache_dir: safe to delete.
         progress: called with (done, N).
     Returns:
         (V, N, D) float16, memory-mapped; V is 1 + the number of views.
     """
-    check_views(views)
+    seen = viewing.spell(views)
     asked = {
         "model": name,
         "weights": workspace.hash_value(
             [float(weight.double().sum()) for weight in model.state_dict().values()]
         ),
-        "views": ["upright", *views],
+        "views": ["upright", *seen],
         "stats": [value.tolist() for value in models.input_stats(model)],
         "geometry": asdict(pixels.geometry),
         "pixels": Path(str(getattr(pixels.pixels, "filename", ""))).name,
@@ -61,7 +61,7 @@ def extract(
     }
     stem = cache_dir / f"features-{workspace.hash_value(asked)}"
     if not stem.with_suffix(".npy").exists():
-        found = _compute(model, pixels, way, views, progress)
+        found = _compute(model, pixels, way, seen, progress)
         with workspace.atomic_path(stem.with_suffix(".npy")) as temporary:
             np.save(temporary, found)
         workspace.write_json(stem.with_suffix(".json"), asked)
@@ -83,11 +83,13 @@ def _compute(
     for start in range(0, total, 64):
         batch = np.array(pixels.pixels[start : start + 64])
         images = torch.stack([datasets.as_tensor(picture) for picture in batch])
-        inputs = datasets.to_input(images.to(way.device), mean, std)
-        seen = [inputs, *(inputs.flip(VIEWS[view]) for view in views)]
+        images = images.to(way.device)
+        seen = [images, *(viewing.look(images, view) for view in views)]
+        inputs = [datasets.to_input(each, mean, std) for each in seen]
         with way.autocast():
             found = [
-                quick(view.contiguous(memory_format=way.memory_format)) for view in seen
+                quick(each.contiguous(memory_format=way.memory_format))
+                for each in inputs
             ]
         parts.append(torch.stack(found).float().cpu().numpy().astype(np.float16))
         if progress:

@@ -32,6 +32,7 @@ from sketchlib.training import (
     optim,
     predictions,
     processes,
+    viewing,
 )
 from sketchlib.training import recipe as recipes
 from sketchlib.training.network import Network
@@ -421,7 +422,7 @@ def is_hopeless(task: Task, result: Result) -> bool:
 
 
 def make_load(
-    table: pd.DataFrame, folds: int, views: int, images_per_second: float
+    table: pd.DataFrame, folds: int, tta: Sequence[str], images_per_second: float
 ) -> budget.Load:
     """How many pictures a fold trains on and predicts, for the budget.
 
@@ -430,7 +431,7 @@ def make_load(
     """
     train, test = len(manifest.train_rows(table)), len(manifest.test_rows(table))
     held = train // folds
-    predicted = (held + test) * views
+    predicted = (held + test) * (1 + len(viewing.spell(tta)))
     return budget.Load(train - held, held, predicted, 0.9 * images_per_second)
 
 

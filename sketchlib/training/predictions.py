@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sketchlib import workspace
+from sketchlib.training import viewing
 
 if TYPE_CHECKING:  # torch takes seconds to import; reading a file needs none of it
     from torch import nn
 
     from sketchlib.training import compute, datasets
-
-VIEWS = {"hflip": (-1,), "vflip": (-2,)}
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def predict(
         examples: N rows of a cache; no augmentation is applied.
         classes: K class names in the model's order.
         way: precision, layout and device.
-        tta: views beside the upright one: `hflip`, `vflip`.
+        tta: views beside the upright one, see `viewing.KINDS`.
         fold: written beside every row.
         batch_size: pictures at once.
     Raises:
@@ -177,7 +176,7 @@ def predict(
 
     from sketchlib.training import datasets, kernels, models, processes
 
-    check_views(tta)
+    names = viewing.spell(tta)
     side_px = examples.pixels.geometry.side_px
     mean, std = (value.to(way.device) for value in models.input_stats(model))
     quick = way.place(kernels.fold_for_inference(model, side_px))
@@ -190,12 +189,18 @@ def predict(
     parts, places = [], []
     with torch.inference_mode(), way.autocast():
         for images, _, positions in loader:
-            inputs = datasets.to_input(images.to(way.device), mean, std)
-            views = [inputs, *(inputs.flip(VIEWS[name]) for name in tta)]
+            images = images.to(way.device)
             logits = torch.stack(
                 [
-                    quick(view.contiguous(memory_format=way.memory_format)).float()
-                    for view in views
+                    quick(
+                        datasets.to_input(seen, mean, std).contiguous(
+                            memory_format=way.memory_format
+                        )
+                    ).float()
+                    for seen in (
+                        images,
+                        *(viewing.look(images, name) for name in names),
+                    )
                 ]
             )  # (V, B, K)
             parts.append(logits.log_softmax(-1).exp().mean(0).log().cpu().numpy())
@@ -208,12 +213,3 @@ def predict(
     floor = np.maximum(joined, -50.0).astype(np.float32)  # log 0 is -inf
     folds = np.full(len(floor), fold)
     return Predictions(examples.image_ids, np.asarray(classes), floor, folds)
-
-
-def check_views(tta: Sequence[str]) -> None:
-    """Raise ValueError for a view that is not known."""
-    unknown = [name for name in tta if name not in VIEWS]
-    if unknown:
-        raise ValueError(
-            f"`tta` should list views of {sorted(VIEWS)}, but {unknown[0]!r} came"
-        )
