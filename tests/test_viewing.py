@@ -18,12 +18,13 @@ def as_batch(picture):
     return torch.from_numpy(picture[None, None].copy())
 
 
-def test_kinds_are_multiplied_out():
+def test_each_flip_is_tilted_to_one_side():
     assert viewing.spell([]) == []
     assert viewing.spell(["hflip"]) == ["hflip"]
     assert viewing.spell(["vflip", "hflip"]) == ["vflip", "hflip"]
-    every = ["hflip", "left", "right", "hflip+left", "hflip+right"]
-    assert viewing.spell(["tilt", "hflip"]) == every
+    assert viewing.spell(["tilt"]) == ["left", "right"]
+    every = ["hflip", "vflip", "left", "hflip+right", "vflip+left"]
+    assert viewing.spell(["hflip", "tilt", "vflip"]) == every
     assert all(viewing.is_view(name) for name in every)
     assert not viewing.is_view("plain")
     assert not viewing.is_view("affine_boxes#0")
