@@ -1,7 +1,10 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import timm
 import torch
+from recipes import TINY, make
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 
@@ -143,3 +146,12 @@ def test_means_are_the_models_own():
     mean, _ = models.input_stats(eva)
     np.testing.assert_allclose(mean, [0.4815, 0.4578, 0.4082], atol=1e-4)
     assert resolve_model_data_config(eva)["crop_mode"] == "squash"
+
+
+def test_speed_is_measured_on_what_will_be_trained():
+    network = dataclasses.replace(TINY, model="resnet18")
+    whole = network.outline(3, make())
+    part = network.outline(3, make(frozen=True, unfreeze_last=1))
+    trained = {name for name, w in part.named_parameters() if w.requires_grad}
+    assert all(weight.requires_grad for weight in whole.parameters())
+    assert {name.split(".")[0] for name in trained} == {"layer4", "fc"}

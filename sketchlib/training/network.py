@@ -182,7 +182,17 @@ class Network:
             drop_rate=self.drop_rate,
         )
 
-    def outline(self, classes: int) -> "nn.Module":
-        """The same model with random weights, to measure speed with."""
+    def outline(
+        self, classes: int, recipe: recipes.Recipe | None = None
+    ) -> "nn.Module":
+        """The same model with random weights, to measure speed with.
+
+        What `recipe` keeps frozen is frozen here too: it needs no gradients.
+        """
         plain = dataclasses.replace(self, weights="none", stats="model")
-        return plain.make(classes)
+        model = plain.make(classes)
+        if recipe is not None and recipe.frozen:
+            from sketchlib.training import heads
+
+            heads.freeze_backbone(model, recipe.unfreeze_last)
+        return model

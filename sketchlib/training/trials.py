@@ -67,7 +67,7 @@ def make_task(world: World, values: Values, run_dir: Path, *, test: bool) -> fol
     channels = 1 if values["channels"] == "grey" else 3
     classes = len(manifest.class_names(world.table))
     way = compute.choose_compute(
-        network.outline(classes),
+        network.outline(classes, rule),
         (rule.batch_size, channels, network.side_px),
         precision=values["precision"],
         layout=values["layout"],
