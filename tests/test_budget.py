@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from sketchlib.training import budget
@@ -31,7 +33,7 @@ def test_a_machine_that_is_faster_than_thought_gets_more_epochs(tmp_path):
     clock = budget.make_clock(WANTED, 12, LOAD, tmp_path / "budget.json", spent=0)
     first = clock.count_epochs(0)
     assert clock.count_all() == 5 * first
-    clock.saw(150.0)
+    clock.saw(LOAD.train / 150, 128)
     second = clock.count_epochs(1)
     assert first < second <= WANTED.epochs
     assert clock.count_all() == first + 4 * second
@@ -43,7 +45,7 @@ def test_a_machine_that_slows_down_gets_fewer_epochs(tmp_path, monkeypatch):
     clock = budget.make_clock(WANTED, 20, LOAD, tmp_path / "budget.json", spent=0)
     first = clock.count_epochs(0)
     assert first >= 8
-    clock.saw(50.0)
+    clock.saw(LOAD.train / 50, 128)
     now[0] += 2 * first * LOAD.train / 100
     assert clock.count_epochs(1) < first
     now[0] = 20 * 60
@@ -54,7 +56,7 @@ def test_one_epoch_that_was_held_up_does_not_decide_the_rest(tmp_path):
     clock = budget.make_clock(WANTED, 20, LOAD, tmp_path / "budget.json", spent=0)
     first = clock.count_epochs(0)
     for speed in (100.0, 101.0, 99.0, 30.0):
-        clock.saw(speed)
+        clock.saw(LOAD.train / speed, 128)
     assert clock.count_epochs(1) >= first - 1
 
 
@@ -75,3 +77,46 @@ def test_a_resumed_run_decides_the_same(tmp_path):
     assert again.count_epochs(0) == decided
     other = budget.make_clock(WANTED, 30, slower, path, spent=0)
     assert other.count_epochs(0) != decided or other.plan != clock.plan
+
+
+def test_epochs_on_smaller_pictures_are_cheaper(tmp_path):
+    half = dataclasses.replace(LOAD, sides_px=(64,) * 6 + (128,) * 6)
+    plain = budget.make_plan(WANTED, 1000, LOAD)
+    assert budget.make_plan(WANTED, 1000, half).epochs > plain.epochs
+    clock = budget.make_clock(WANTED, 20, half, tmp_path / "budget.json", spent=0)
+    other = budget.make_clock(WANTED, 20, half, tmp_path / "other.json", spent=0)
+    for one, side in ((clock, 64), (other, 128)):
+        one.count_epochs(0)
+        one.saw(LOAD.train / 50 * budget.cost_of(side, 128), side)
+    assert clock.count_epochs(1) == other.count_epochs(1)  # one machine, told twice
+
+
+def test_what_a_fold_takes_beside_its_epochs_is_learned(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])
+    epochs = []
+    for beside in (0.0, 60.0):
+        now[0] = 0.0
+        path = tmp_path / f"{beside}.json"
+        wanted = dataclasses.replace(WANTED, epochs=40)
+        clock = budget.make_clock(wanted, 20, LOAD, path, spent=0)
+        count = clock.count_epochs(0)
+        for _ in range(count):
+            clock.saw(15.0, 128)
+        now[0] += count * 15.0 + beside
+        epochs.append(clock.count_epochs(1))
+    # what the slower fold took beside, here and in what is left, is four epochs each
+    assert epochs[1] < epochs[0] - 3
+
+
+def test_the_time_is_used_and_kept(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])
+    wanted = dataclasses.replace(WANTED, epochs=40)
+    clock = budget.make_clock(wanted, 20, LOAD, tmp_path / "budget.json", spent=0)
+    for fold in range(5):
+        for _ in range(clock.count_epochs(fold)):
+            now[0] += 12.0
+            clock.saw(12.0, 128)
+        now[0] += 20.0
+    assert 0 <= clock.left() < 30

@@ -3,7 +3,7 @@ import timm
 import torch
 from torch import nn
 
-from sketchlib.training import kernels
+from sketchlib.training import heads, kernels
 
 
 def gradients(conv, x):
@@ -132,3 +132,13 @@ def test_inference_leaves_the_model_itself_alone(used):
 def test_inference_without_norms_costs_no_copy():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
     assert kernels.fold_for_inference(model, 8) is model
+
+
+def test_what_is_frozen_stays_frozen_when_folded(used):
+    heads.freeze_backbone(used, 1)
+    kernels.Folded(used, kernels.make_sample(32))
+    learning = {name for name, w in used.named_parameters() if w.requires_grad}
+    stages = {".".join(name.split(".")[:2]) for name in learning}
+    assert "blocks.4" in stages
+    assert not any(f"blocks.{number}" in stages for number in range(4))
+    assert "conv_stem.bias" not in learning

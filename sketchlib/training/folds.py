@@ -422,7 +422,11 @@ def is_hopeless(task: Task, result: Result) -> bool:
 
 
 def make_load(
-    table: pd.DataFrame, folds: int, tta: Sequence[str], images_per_second: float
+    table: pd.DataFrame,
+    wanted: budget.Plan,
+    recipe: loop.Recipe,
+    tta: Sequence[str],
+    images_per_second: float,
 ) -> budget.Load:
     """How many pictures a fold trains on and predicts, for the budget.
 
@@ -430,9 +434,15 @@ def make_load(
     and saving take about a tenth more.
     """
     train, test = len(manifest.train_rows(table)), len(manifest.test_rows(table))
-    held = train // folds
+    held = train // wanted.folds
     predicted = (held + test) * (1 + len(viewing.spell(tta)))
-    return budget.Load(train - held, held, predicted, 0.9 * images_per_second)
+    stages = recipes.make_stages(recipe)
+    sides = [
+        recipes.find_stage(stages, epoch).side_px or wanted.side_px
+        for epoch in range(recipe.epochs)
+    ]
+    speed = 0.9 * images_per_second
+    return budget.Load(train - held, held, predicted, speed, tuple(sides))
 
 
 def extract(task: Task) -> np.ndarray:

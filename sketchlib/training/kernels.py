@@ -258,8 +258,9 @@ def _fold(conv: nn.Conv2d, norm: Any) -> None:
         *(conv.weight, conv.bias, norm.running_mean, norm.running_var),
         *(norm.eps, norm.weight, norm.bias),
     )
-    conv.weight = nn.Parameter(weight.detach().clone())
-    conv.bias = nn.Parameter(bias.detach().clone())
+    learns = conv.weight.requires_grad  # what is frozen stays so
+    conv.weight = nn.Parameter(weight.detach().clone(), requires_grad=learns)
+    conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=learns)
 
 
 # --- memory -----------------------------------------------------------------

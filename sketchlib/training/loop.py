@@ -95,7 +95,7 @@ def fit(
         save_minutes: also save inside an epoch, this often; 0 is off.
     Returns:
         One row per epoch: epoch (from 1), train_loss, valid_loss, valid_accuracy
-        (0-1), lr (at the epoch's end), seconds, images_per_second.
+        (0-1), lr (at the epoch's end), seconds, images_per_second, side_px.
     Raises:
         ValueError: a checkpoint of another recipe, data or model is in the way, or
             the recipe leaves its batch open.
@@ -437,6 +437,8 @@ def _finish_epoch(
         "lr": state.optimizer.param_groups[-1]["lr"],
         "seconds": position.seconds + time.perf_counter() - began,
         "images_per_second": seen / max(position.seconds, 1e-9),
+        "side_px": recipes.find_stage(state.stages, len(position.rows)).side_px
+        or state.train.pixels.geometry.side_px,
     }
     position.rows.append(row)
     position.step, position.loss, position.seen = 0, 0.0, 0

@@ -429,7 +429,7 @@ class Progress:
         assert clock is not None  # given where folds are trained
 
         def on_epoch(row: dict[str, float]) -> None:
-            clock.saw(row["images_per_second"])
+            clock.saw(row["seconds"], int(row.get("side_px", clock.plan.side_px)))
             self.total = clock.count_all()
             self.epoch(fold, clock.plan.folds, row)
 
