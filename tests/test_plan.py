@@ -417,6 +417,26 @@ def test_independent_steps_run_side_by_side_with_their_share_of_threads(
     assert out.index("[4/4] blend") > out.index("lite1  ✓")
 
 
+def test_a_plan_says_itself_how_many_steps_run_at_a_time(root, capsys, monkeypatch):
+    monkeypatch.setattr(schedule, "_count_cores", lambda: 6)
+    write_notebook(
+        root / "notebooks" / "03_train.ipynb", [("run", WAIT)], parameters=BUDGET
+    )
+    write_plan(root, "jobs: 2\n" + PLAN)
+    assert run_toys() == 0
+    alone = workspace.read_json(root / "runs" / "audit" / "run.json")
+    assert alone["state"] == "done"
+    chosen = plan.read_plan(root / "params" / "workbooks" / "toys.yaml")
+    assert chosen.jobs == 2
+    assert chosen.count_beside() == {"audit": 1, "lite0": 2, "lite1": 2, "blend": 1}
+    one = plan.read_plan(root / "params" / "workbooks" / "toys.yaml", jobs=1)
+    minutes = [each.steps[1].job.values["budget_minutes"] for each in (chosen, one)]
+    assert minutes[1] == pytest.approx(minutes[0] / 2)  # in turn: half the time each
+    write_plan(root, "jobs: 0\n" + PLAN)
+    assert run_toys() == 2
+    assert "must be at least 1, not 0" in capsys.readouterr().err
+
+
 def test_a_broken_run_folder_is_told_and_the_others_end(root, capsys):
     (root / "runs").mkdir()
     (root / "runs" / "lite0").write_text("a file, not a folder")

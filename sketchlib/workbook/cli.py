@@ -121,7 +121,7 @@ def _add_workbook(commands: Any) -> None:
     )
     place = workbook.add_mutually_exclusive_group()
     place.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="independent steps at a time"
+        "--jobs", type=int, metavar="N", help="independent steps at a time"
     )
     place.add_argument(
         "--ray", default="", metavar="ADDRESS",
@@ -251,10 +251,10 @@ def _run(options: argparse.Namespace) -> int:
 def _run_workbook(options: argparse.Namespace) -> int:
     from sketchlib.workbook import plan, schedule
 
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, not {options.jobs}")
     path = plan.find_plan(options.plan)
-    chosen = plan.read_plan(path, options.pairs, options.runs)
+    chosen = plan.read_plan(path, options.pairs, options.runs, options.jobs)
     if options.dry_run:
         schedule.forecast(chosen, forced=options.force)
         return 0
@@ -264,7 +264,7 @@ def _run_workbook(options: argparse.Namespace) -> int:
         schedule.check_plan(chosen, options.force)
         return detach.start(options.given, chosen.runs_dir / path.stem)
     if not options.ray:
-        place = schedule.Here(options.jobs)
+        place = schedule.Here(chosen.jobs, chosen.count_beside())
         return schedule.run_plan(chosen, place, forced=options.force)
     from sketchlib.workbook import cluster
 

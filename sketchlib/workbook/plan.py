@@ -4,6 +4,7 @@ A plan is a YAML file; see `params/workbooks/`:
 
     title: The whole workbook on the demo drawings
     parameters: {data_dir: data/demo}      # for every notebook that has them
+    jobs: 2                                # steps at a time, unless --jobs says so
     steps:
       - name: audit                        # the step's run_name
         notebook: 01_eda
@@ -42,7 +43,12 @@ from typing import Any
 from sketchlib import workspace
 from sketchlib.workbook import jobs, ladder, parameters
 
-_PLAN_KEYS: dict[str, type] = {"title": str, "parameters": dict, "steps": list}
+_PLAN_KEYS: dict[str, type] = {
+    "title": str,
+    "parameters": dict,
+    "jobs": int,
+    "steps": list,
+}
 _STEP_KEYS: dict[str, type] = {
     "name": str,
     "notebook": str,
@@ -84,10 +90,14 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A title and steps in an order in which each comes after what it needs."""
+    """A title and steps in an order in which each comes after what it needs.
+
+    `jobs` is how many independent steps run at a time.
+    """
 
     title: str
     steps: tuple[Step, ...]
+    jobs: int = 1
 
     @property
     def runs_dir(self) -> Path:
@@ -98,6 +108,19 @@ class Plan:
     def gates(self) -> dict[str, ladder.Gate]:
         """What holds steps back, by their names."""
         return {step.name: step.gate for step in self.steps if step.gate}
+
+    def count_beside(self) -> dict[str, int]:
+        """How many steps, itself included, neither need each step nor are needed."""
+        before: dict[str, set[str]] = {}
+        for step in self.steps:
+            direct = {*step.needs, *step.after}
+            before[step.name] = direct.union(*(before[name] for name in direct))
+        return {
+            name: sum(
+                name not in before[other] and other not in needed for other in before
+            )
+            for name, needed in before.items()
+        }
 
 
 # --- reading ----------------------------------------------------------------
@@ -125,6 +148,7 @@ def read_plan(
     path: str | os.PathLike[str],
     pairs: Sequence[Sequence[str]] = (),
     runs_dir: str = "",
+    jobs: int | None = None,
 ) -> Plan:
     """A plan with every step's parameters checked.
 
@@ -132,6 +156,8 @@ def read_plan(
         path: the YAML file.
         pairs: `-p NAME VALUE`, for every step whose notebook has that parameter.
         runs_dir: from the command line; empty for the plan's or notebooks' own.
+        jobs: steps at a time; None for the plan's own. Fewer than those shrink what
+            `budget_share` gives, so that the plan still ends in time.
     Raises:
         ValueError, FileNotFoundError: anything wrong in the plan, a notebook, a
             parameter file or a value, before any work.
@@ -147,7 +173,9 @@ def read_plan(
     _check_needs(steps, path)
     notebooks = [parameters.find_notebook(entry["notebook"]) for entry in steps]
     schemas = [parameters.read_parameters(notebook) for notebook in notebooks]
+    wanted = _read_jobs(content, path)
     asked = _Asked(Path(path), content.get("parameters") or {}, schemas, pairs)
+    asked.part = min(1.0, (jobs or wanted) / wanted)
     if runs_dir:
         asked.pairs["runs_dir"] = parameters.absolute(runs_dir)
     return Plan(
@@ -156,7 +184,15 @@ def read_plan(
             _make_step(entry, notebook, schema, asked)
             for entry, notebook, schema in zip(steps, notebooks, schemas, strict=True)
         ),
+        jobs or wanted,
     )
+
+
+def _read_jobs(content: dict[str, Any], path: str | os.PathLike[str]) -> int:
+    jobs = int(content.get("jobs", 1))
+    if jobs < 1:
+        raise ValueError(f"`jobs` in the plan `{path}` must be at least 1, not {jobs}")
+    return jobs
 
 
 class _Asked:
@@ -177,6 +213,7 @@ class _Asked:
         for name, _ in pairs:
             parameters.check_known(name, everything, parameters.COMMAND_LINE)
         self.path, self.shared = path, shared
+        self.part = 1.0  # of its share of the time that a step gets
         self.pairs: dict[str, Any] = dict(parameters.resolve_given(everything, pairs))
         if "run_name" in self.pairs:
             raise ValueError(
@@ -253,7 +290,7 @@ def _make_step(
     pairs = {name: value for name, value in asked.pairs.items() if name in schema}
     values |= parameters.check_overrides(schema, pairs, parameters.COMMAND_LINE)
     if entry.get("budget_share"):
-        share = {"budget_minutes": asked.budget() * entry["budget_share"]}
+        share = {"budget_minutes": asked.budget() * entry["budget_share"] * asked.part}
         values |= parameters.check_overrides(schema, share, f"budget_share of {where}")
     values["run_name"] = entry["name"]
     job = jobs.make_job(notebook, values)

@@ -11,7 +11,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from sketchlib import workspace
@@ -50,11 +50,15 @@ class Place(Protocol):
 
 
 class Here:
-    """This machine: up to `jobs` runs at a time, each with its share of the cores."""
+    """This machine: up to `jobs` runs at a time, each with its share of the cores.
 
-    def __init__(self, jobs: int) -> None:
+    `beside` says how many steps of the plan may run at the time of each, itself
+    included; one that runs alone has all cores.
+    """
+
+    def __init__(self, jobs: int, beside: Mapping[str, int]) -> None:
         self.jobs = jobs
-        self.threads = max(1, _count_cores() // jobs) if jobs > 1 else 0
+        self.beside = beside
         self.stopper = runner.Stopper()
         self._pool = concurrent.futures.ThreadPoolExecutor(jobs)
         self._running: dict[concurrent.futures.Future[Outcome], Step] = {}
@@ -65,7 +69,9 @@ class Here:
 
     def start(self, step: Step, job: Job) -> None:
         """Run the job in a thread, which watches the run's processes."""
-        job = dataclasses.replace(job, threads=self.threads)
+        shared = min(self.jobs, self.beside[step.name])
+        threads = max(1, _count_cores() // shared) if shared > 1 else 0
+        job = dataclasses.replace(job, threads=threads)
         made = self._pool.submit(run_job, job, self.stopper)
         self._running[made] = step
 
