@@ -24,6 +24,7 @@ PLAIN = loop.Recipe(
     patience=0,
     target_accuracy=0.0,
     target_epochs=1,
+    score_fraction=1.0,
     retry_nan=False,
     deterministic=True,
     epochs=2,

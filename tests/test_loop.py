@@ -399,6 +399,22 @@ def test_f50_the_average_of_a_short_run_is_not_random(examples, tmp_path):
     assert abs(history["valid_accuracy"].iloc[-1] - own["valid_accuracy"]) < 0.3
 
 
+def test_scoring_fewer_pictures_changes_nothing_but_the_score(examples, tmp_path):
+    whole, history = fit(examples, make(epochs=2), tmp_path / "whole")
+    recipe = make(epochs=2, score_fraction=0.5)
+    model, fewer = fit(examples, recipe, tmp_path / "fewer")
+    assert equal_weights(whole, model)
+    assert fewer["train_loss"].tolist() == history["train_loss"].tolist()
+    valid = take(examples, np.arange(36, 47))
+    few = [list(loop._make_valid_loader(valid, recipe)) for _ in range(2)]
+    places = [torch.cat([batch[2] for batch in one]).tolist() for one in few]
+    assert places[0] == places[1] == list(range(round(0.5 * len(valid.rows))))
+    seen = torch.cat([batch[1] for batch in few[0]]).tolist()
+    assert set(seen) <= set(valid.labels.tolist())
+    hits = fewer["valid_accuracy"] * len(seen)
+    assert np.allclose(hits, hits.round(), atol=1e-6)
+
+
 def test_frozen_training_changes_the_classifier_alone(examples, tmp_path):
     before = {name: value.clone() for name, value in make_model().state_dict().items()}
     model, _ = fit(examples, make(frozen=True), tmp_path)

@@ -442,7 +442,8 @@ def make_load(
         for epoch in range(recipe.epochs)
     ]
     speed = 0.9 * images_per_second
-    return budget.Load(train - held, held, predicted, speed, tuple(sides))
+    scored = round(recipe.score_fraction * held)
+    return budget.Load(train - held, scored, predicted, speed, tuple(sides))
 
 
 def extract(task: Task) -> np.ndarray:

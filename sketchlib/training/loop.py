@@ -9,6 +9,7 @@ parts memory allows. Limits: one process; several need `accelerate launch`.
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import math
 import os
@@ -416,6 +417,17 @@ def _make_mix(recipe: Recipe, classes: int, epoch: int) -> Mixup | None:
 
 
 def _make_valid_loader(valid: datasets.Examples, recipe: Recipe) -> DataLoader:
+    """The held-out pictures that each epoch is scored on: always the same ones."""
+    if recipe.score_fraction < 1 and len(valid.rows):
+        rng = np.random.default_rng([recipe.seed, len(valid.rows)])
+        count = max(1, round(recipe.score_fraction * len(valid.rows)))
+        few = np.sort(rng.permutation(len(valid.rows))[:count])
+        valid = dataclasses.replace(
+            valid,
+            rows=valid.rows[few],
+            labels=valid.labels[few],
+            weights=valid.weights[few],
+        )
     return datasets.make_loader(
         datasets.SketchDataset(valid, "none", recipe.seed),
         recipe.batch_size * 2,

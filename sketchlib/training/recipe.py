@@ -143,6 +143,8 @@ class _Ending:
 
     Attributes:
         ema_decay: decay of the averaged weights, 0-1; 0 is off.
+        score_fraction: share of the held-out pictures scored after each epoch, over 0
+            to 1; predictions are of all of them.
         keep: weights used to predict: `last`; `best` on the held-out fold, whose
             score then flatters itself a little; the mean of the `last_mean` or
             `best_mean` epochs.
@@ -157,6 +159,7 @@ class _Ending:
     """
 
     ema_decay: float
+    score_fraction: float
     keep: str
     keep_epochs: int
     patience: int
@@ -250,6 +253,7 @@ def _check_ranges(recipe: Recipe) -> None:
         "cutmix_alpha": (0 <= recipe.cutmix_alpha < infinite, "0 or more"),
         "data_fraction": (0 < recipe.data_fraction <= 1, "over 0, up to 1"),
         "ema_decay": (0 <= recipe.ema_decay < 1, "0-1, under 1"),
+        "score_fraction": (0 < recipe.score_fraction <= 1, "over 0, up to 1"),
         "clip_norm": (recipe.clip_norm >= 0, "0 or more"),
         "keep_epochs": (recipe.keep_epochs >= 2, "at least 2"),
         "patience": (recipe.patience >= 0, "0 or more"),
