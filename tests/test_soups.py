@@ -91,8 +91,9 @@ def test_a_greedy_soup_never_loses_to_its_first_run_where_it_chose(kitchen):
 
 
 def test_only_runs_of_one_model_and_geometry_share_a_pot():
-    def record(model, side):
-        return {"network": {"model": model}, "geometry": {"side_px": side}}
+    def record(model, side, stats="model"):
+        network = {"model": model, "stats": stats}
+        return {"network": network, "geometry": {"side_px": side}}
 
     pots = soups.find_pots(
         {
@@ -100,6 +101,7 @@ def test_only_runs_of_one_model_and_geometry_share_a_pot():
             "b": record("resnet18", 96),
             "c": record("resnet18", 128),
             "d": record("resnet34", 96),
+            "f": record("resnet18", 96, "0.9,0.9,0.9/0.2,0.2,0.2"),
             "e": {"state": "done"},
         }
     )

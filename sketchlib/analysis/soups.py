@@ -47,7 +47,9 @@ def find_pots(records: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         if "network" in record:
             asked = record.get("parameters", {})
             targets = [asked.get(name) for name in _TARGETS]  # what its outputs are
-            same = (record["network"]["model"], record.get("geometry"), targets)
+            network = record["network"]
+            inputs = [network.get("stats"), record.get("geometry")]
+            same = (network["model"], inputs, targets)
             pots.setdefault(repr(same), []).append(name)
     return [names for names in pots.values() if len(names) > 1]
 
