@@ -256,7 +256,12 @@ def test_the_doctor_tells_whether_weights_can_be_fetched(
 
 def test_a_detached_run_outlives_its_terminal(root):
     """The terminal is closed: its session gets SIGHUP, and the run goes on."""
-    wait = [("run", "import time\ntime.sleep(4)\nprint('still here')")]
+    code = (
+        f"import pathlib, time\ngo = pathlib.Path({str(root / 'go')!r})\n"
+        "for _ in range(600):\n    if go.exists():\n        break\n"
+        "    time.sleep(0.1)\nprint('still here')"
+    )
+    wait = [("run", code)]
     write_notebook(root / "notebooks" / "03_train.ipynb", wait)
     sketch = f"{sys.executable} -m sketchlib.workbook.cli run train --detach"
     library = str(Path(workspace.__file__).parents[1])
@@ -273,6 +278,7 @@ def test_a_detached_run_outlives_its_terminal(root):
     assert told[3] == "code 0\n"
     pid = int(told[0].split("process ")[1].split(";")[0])
     assert os.getsid(pid) == pid
+    (root / "go").write_text("x")
     state = root / "runs" / "toy" / "run.json"
     for _ in range(300):
         if state.exists() and workspace.read_json(state)["state"] != "running":
