@@ -75,6 +75,13 @@ def test_multi_dropout_is_the_mean_over_masks_and_linear_when_it_predicts():
     )
     single = (one - plain).pow(2).mean()
     assert several < 0.4 * single  # a mean over five has a fifth of the variance
+    ones = torch.ones(400, 400)
+    mask = head._mean_of_masks(ones)
+    masks = torch.stack([torch.dropout(ones, 0.5, True) for _ in range(heads.MASKS)])
+    for level in masks.mean(0).unique():
+        share = [(part == level).float().mean() for part in (mask, masks.mean(0))]
+        assert abs(share[0] - share[1]) < 0.01  # the same distribution
+    assert set(mask.unique().tolist()) == set(masks.mean(0).unique().tolist())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ classes. Limits: models that end in one linear layer.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 
@@ -33,8 +34,24 @@ class MultiDropout(nn.Linear):
         """(B, D) → (B, K)."""
         if not self.training:
             return super().forward(features)
-        masked = torch.stack([self.drop(features) for _ in range(MASKS)])  # (5, B, D)
-        return super().forward(masked.mean(0))  # linear: the mean may come first
+        return super().forward(features * self._mean_of_masks(features))
+
+    def _mean_of_masks(self, features: torch.Tensor) -> torch.Tensor:
+        """What a mean over masks keeps of each value: binomial, in one draw.
+
+        A linear layer may see the mean of the masked features instead of each.
+        """
+        keep = 1 - self.drop.p
+        if keep == 0:
+            return torch.zeros_like(features)
+        chances = [
+            math.comb(MASKS, count) * keep**count * (1 - keep) ** (MASKS - count)
+            for count in range(MASKS)
+        ]
+        steps = torch.tensor(chances, device=features.device).cumsum(0)
+        drawn = torch.rand(features.shape, device=features.device)
+        kept = torch.bucketize(drawn, steps, out_int32=True)  # how many masks keep it
+        return kept.to(features.dtype) / (MASKS * keep)
 
 
 def make_head(
