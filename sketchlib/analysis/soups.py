@@ -230,7 +230,8 @@ def compare_views(
     seen = {
         name: _predict_folds([glass], oof, views, way) for name, views in VIEWS.items()
     }
-    upright, mirrored, turned = (one.probs for one in list(seen.values())[:3])
+    names = ("upright", "and mirrored", "and upside down")
+    upright, mirrored, turned = (seen[name].probs for name in names)
     three = (2 * mirrored + 2 * turned - upright) / 3  # each pair holds the upright
     three = np.clip(three, 0, None)
     three /= three.sum(axis=1, keepdims=True)

@@ -100,8 +100,8 @@ def _share(load: Load) -> float:
 def cost_of(side_px: int, full_px: int) -> float:
     """Time of a picture of one side over that of another, as small networks take it.
 
-    Below the number of pixels, because part of a step does not depend on them: on two
-    cores EfficientNet-Lite0 took 0.41 of the time at 64 px that it took at 128.
+    Below the number of pixels, because part of a step does not depend on them: on one
+    core EfficientNet-Lite0 took 0.41 of the time at 64 px that it took at 128.
     """
     return float((side_px / full_px) ** _SIDE_POWER)
 
