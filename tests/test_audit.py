@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sketchlib.data import audit, cache, images
+from sketchlib.data import audit, cache, images, records
 
 
 def _table(names):
@@ -225,6 +225,26 @@ def test_a_stopped_pass_goes_on_where_it_was(tmp_path, monkeypatch):
     assert sorted(read) == sorted(names)
 
 
+def test_records_of_other_pictures_and_of_a_killed_pass_are_kept(tmp_path, monkeypatch):
+    names = [f"{number}.png" for number in range(4)]
+    for name in names:
+        cv2.imwrite(str(tmp_path / name), _house(64))
+    store = tmp_path / "cache"
+    audit.measure(_table(names[:1]), tmp_path, cache_dir=store)
+    with monkeypatch.context() as killed:  # between its work and its end
+        killed.setattr(records.Records, "keep", lambda self: None)
+        audit.measure(_table(names[1:3]), tmp_path, cache_dir=store)
+    assert len(list(store.glob("*.part.npy"))) == 1
+    read, original = [], images.read_bytes
+    monkeypatch.setattr(
+        images, "read_bytes", lambda path: read.append(path.name) or original(path)
+    )
+    audit.measure(_table(names[2:]), tmp_path, cache_dir=store)
+    audit.measure(_table(names), tmp_path, cache_dir=store)
+    assert read == ["3.png"]
+    assert list(store.glob("*.part.npy")) == []
+
+
 def test_a_missing_file_is_looked_for_again(tmp_path):
     table, store = _table(["late.png"]), tmp_path / "cache"
     assert not audit.measure(table, tmp_path, cache_dir=store)["readable"][0]
@@ -263,6 +283,30 @@ def test_a_shrunk_jpeg_and_the_png_made_of_it_have_the_same_pixels(tmp_path):
     found = audit.measure(_table(["a.jpg", "b.jpg", "c.png"]), tmp_path)
     one, other, again = found["pixel_hash"]
     assert one == again != other
+
+
+def test_a_pixel_too_faint_for_the_small_view_still_tells_pictures_apart(tmp_path):
+    drawn = _house(300)
+    changed = drawn.copy()
+    changed[7, 9] ^= 1
+    for name, pixels in (("a.png", drawn), ("b.bmp", drawn), ("c.png", changed)):
+        cv2.imwrite(str(tmp_path / name), pixels)
+    found = audit.measure(_table(["a.png", "b.bmp", "c.png"]), tmp_path)
+    one, same, other = found["pixel_hash"]
+    assert one == same != other
+
+
+def test_the_same_pixels_are_seen_in_files_that_come_later(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.jpg"), _house(700))
+    data = (tmp_path / "a.jpg").read_bytes()
+    note = b"\xff\xfe\x00\x06late"  # a comment changes the file, not the picture
+    names, store = ["a.jpg", "b.jpg", "c.jpg"], tmp_path / "cache"
+    for count in (2, 3):
+        more = note * (count - 1)
+        (tmp_path / names[count - 1]).write_bytes(data[:2] + more + data[2:])
+        found = audit.measure(_table(names[:count]), tmp_path, cache_dir=store)
+        assert found["sha256"].nunique() == count
+        assert found["pixel_hash"].nunique() == 1
 
 
 def test_a_shrunk_picture_measures_as_the_whole_one_does(tmp_path):

@@ -1,10 +1,11 @@
 import dataclasses
 import os
 
+import cv2
 import numpy as np
 import pytest
 
-from sketchlib.data import cache, manifest
+from sketchlib.data import cache, images, manifest
 
 GREY = cache.Geometry(48, "ink", "grey", "white")
 
@@ -78,6 +79,17 @@ def test_f15_any_shape_becomes_the_square(shape, fit):
 def test_a_geometry_out_of_range_is_refused(wrong):
     with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
         dataclasses.replace(GREY, **wrong)
+
+
+@pytest.mark.parametrize("shape", [(130, 100), (250, 250), (383, 300, 3), (900, 700)])
+def test_shrinking_averages_as_opencv_does(shape, rng):
+    drawn = cv2.GaussianBlur(rng.integers(0, 256, shape, np.uint8), (0, 0), 1.5)
+    drawn = cv2.normalize(drawn, None, 0, 255, cv2.NORM_MINMAX)
+    quick = images.shrink(drawn, 96, 96).astype(int)
+    exact = cv2.resize(drawn, (96, 96), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(quick - exact).mean() < 6
+    assert abs(quick.mean() - exact.mean()) < 0.5
+    assert quick.std() == pytest.approx(exact.std(), rel=0.1)
 
 
 @pytest.mark.parametrize("shape", [(60, 100), (100, 60), (1, 50), (33, 33)])

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sketchlib.data import audit, duplicates, groups
+from sketchlib.data import audit, duplicates, groups, spectra
 
 
 def _audit_all(folder, pictures):
@@ -108,6 +108,19 @@ def _nearly_white(rng, sort):
         end = start + rng.integers(-20, 20, 2)
         cv2.line(picture, start.tolist(), end.tolist(), 120, 1)
     return picture
+
+
+@pytest.mark.parametrize("waves", [4, 8])
+def test_no_orientation_gets_above_the_sieve(rng, waves):
+    unit = spectra._normalise(rng.standard_normal((60, 12, 12)).astype(np.float32))
+    low = spectra._normalise(unit[:, :waves, :waves])
+    turned = spectra.oriented(low)  # (8, 60, W·W)
+    best = np.einsum("ik,ojk->oij", low.reshape(60, -1), turned).max(axis=0)
+    seen = spectra.invariants(unit, waves)
+    assert np.allclose(np.linalg.norm(seen, axis=1), 1, atol=1e-5)
+    assert (seen @ seen.T >= best - 1e-5).all()
+    same = spectra.invariants(turned[:, 0].reshape(8, waves, waves), waves)
+    assert np.allclose(same, same[0], atol=1e-5)
 
 
 def test_nearly_white_pictures_are_not_merged(tmp_path):

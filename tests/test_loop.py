@@ -465,7 +465,7 @@ def test_averaged_weights_get_batch_norm_statistics_of_their_own(examples, tmp_p
     images = datasets.to_input(next(iter(loader))[0], *loop.models.input_stats(model))
     seen = model.conv1(images).mean((0, 2, 3)) if hasattr(model, "conv1") else None
     assert seen is not None
-    assert torch.allclose(model.bn1.running_mean, seen, atol=1e-2)
+    assert torch.allclose(model.bn1.running_mean, seen, atol=2e-2)
 
 
 @pytest.mark.parametrize(
@@ -511,7 +511,7 @@ def still(parameters, rho):
         {"schedule": "one_cycle", "warmup_epochs": 0},
         {"schedule": "restarts"},
         {"sam_rho": 0.02},
-        {"progressive": ["1:24"]},
+        {"progressive": ["1:24"], "epochs": 24, "lr": 0.005},
     ],
 )
 def test_every_choice_learns_a_few_pictures(examples, tmp_path, changes):

@@ -28,7 +28,7 @@ def test_processes_see_every_row_once_and_share_what_they_write(forked):
     def work(row):
         seen[row] = (seen["row"][row] + row, os.getpid())
 
-    counts = list(passes.run_rows(work, list(range(200)), way()))
+    counts = list(passes.run_rows(passes.one_by_one(work), list(range(200)), way()))
     assert sum(counts) == 200
     assert seen["row"].tolist() == list(range(200))
     assert os.getpid() not in set(seen["by"].tolist())
@@ -38,7 +38,8 @@ def test_few_rows_or_work_that_is_not_shared_stay_in_this_process():
     for shared, count in ((True, 20), (False, 2000)):
         seen = []
         how = passes.Pass(str, workers=2, shared=shared)
-        list(passes.run_rows(lambda row: seen.append(row), list(range(count)), how))  # noqa: B023
+        work = passes.one_by_one(seen.append)
+        list(passes.run_rows(work, list(range(count)), how))
         assert sorted(seen) == list(range(count))
 
 
@@ -48,7 +49,7 @@ def test_an_error_in_a_process_is_raised_here(forked):
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        list(passes.run_rows(work, list(range(100)), way()))
+        list(passes.run_rows(passes.one_by_one(work), list(range(100)), way()))
 
 
 def test_a_read_that_hangs_in_a_process_is_named_and_ended(forked):
@@ -58,8 +59,20 @@ def test_a_read_that_hangs_in_a_process_is_named_and_ended(forked):
 
     started = time.monotonic()
     with pytest.raises(passes.StalledError, match="picture 99"):
-        list(passes.run_rows(work, list(range(100)), way(patience=1.0)))
+        list(
+            passes.run_rows(
+                passes.one_by_one(work), list(range(100)), way(patience=1.0)
+            )
+        )
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("many", [1, 10**6])
+def test_a_slow_chunk_is_waited_for_as_long_as_it_moves(monkeypatch, many):
+    monkeypatch.setattr(passes, "_MANY", many)
+    rows = list(range(24))  # chunks of two
+    work = passes.one_by_one(lambda row: time.sleep(0.4))
+    assert sum(passes.run_rows(work, rows, way(patience=0.5))) == 24
 
 
 def test_a_killed_process_is_told(forked):
@@ -67,7 +80,7 @@ def test_a_killed_process_is_told(forked):
         os.kill(os.getpid(), 9)
 
     with pytest.raises(RuntimeError, match="ended before its work was done"):
-        list(passes.run_rows(work, list(range(100)), way()))
+        list(passes.run_rows(passes.one_by_one(work), list(range(100)), way()))
 
 
 def test_processes_find_and_keep_what_threads_do(world, tmp_path, monkeypatch):

@@ -21,15 +21,15 @@ import numpy as np
 import pandas as pd
 
 from sketchlib import workspace
-from sketchlib.data import images, passes
+from sketchlib.data import images, measures, passes
 
 FITS = ("stretch", "pad", "crop", "ink")
 PAPERS = ("keep", "turn", "white")
-_VERSION = 6
-_LEAST_VIEW = 256  # longer side of a picture shrunk while decoding; see `decode_view`
+_VERSION = 7
 DARK_GROUND = 110  # grey level under which the paper counts as dark
 _INK_STEP = 40  # grey levels between the ground and what counts as ink
 _MARGIN = 0.06  # white left around the ink box, share of its longer side
+_ENOUGH = 1.25  # longer side of a drawing before it is fitted, in sides of the square
 
 
 @dataclass(frozen=True)
@@ -181,13 +181,13 @@ def _fill(
             path = images.picture_path(*places[row])
             data = images.read_bytes(path)
             seen = images.decode_view(path, data, filler.least_px)
-            filler.put(row, (path, data), seen, seen.grey())
+            filler.put(row, (path, data), seen, [seen.grey()])
         except images.PictureError:
             filler.miss(row)  # stays a row; the audit names it and says why
 
     way = passes.Pass(lambda row: places[row][1], shared=True)
     done = len(places) - len(rows)
-    for count in passes.run_rows(load, rows, way):
+    for count in passes.run_rows(passes.one_by_one(load), rows, way):
         done += count
         if progress is not None:
             progress(done, len(places))
@@ -198,7 +198,7 @@ class Filler:
 
     def __init__(self, paths: CachePaths, total: int, geometry: Geometry) -> None:
         self.paths, self.geometry = paths, geometry
-        self.least_px = max(_LEAST_VIEW, 2 * geometry.side_px)
+        self.least_px = max(measures.LEAST_PX, 2 * geometry.side_px)
         side = geometry.side_px
         tail = (3,) if geometry.channels == "colour" else ()
         self.pixels = _open_part(paths.part, (total, side, side, *tail))
@@ -209,22 +209,28 @@ class Filler:
         row: int,
         source: tuple[Path, bytes],
         seen: images.View,
-        grey: np.ndarray,
+        greys: list[np.ndarray],
     ) -> None:
         """Fit one picture, halved first as long as the drawing stays large enough.
 
         A drawing too small even in the pixels given is decoded whole.
+
+        Args:
+            row: its place.
+            source: its file and what that holds.
+            seen: the pixels.
+            greys: their grey and as many of its halves as are at hand.
         """
         side, is_grey = self.geometry.side_px, self.geometry.channels == "grey"
-        levels = images.halve(grey if is_grey else seen.colour(), 4 * side)
+        levels = images.halve(greys if is_grey else [seen.colour()], 4 * side)
         for level in reversed(levels):
             plan = _make_plan(images.as_grey(level), self.geometry)
-            is_large = _longer_side(plan[2]) >= 1.5 * side
+            is_large = _longer_side(plan[2]) >= _ENOUGH * side
             if is_large:
                 break
         if seen.shrink > 1 and not is_large:
             seen = images.decode_view(*source, least_px=1 << 30)
-            self.put(row, source, seen, seen.grey())
+            self.put(row, source, seen, [seen.grey()])
             return
         self.pixels[row] = _fit(level, plan, self.geometry)
         self.done[row] = 1
@@ -272,11 +278,7 @@ def _open_part(path: Path, shape: tuple[int, ...]) -> np.memmap:
 
 def _make_part(path: Path, shape: tuple[int, ...]) -> None:
     whole = path.with_name(f"{path.name}-{os.getpid()}")
-    with workspace.atomic_path(whole) as temporary:
-        made = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-        if hasattr(os, "posix_fallocate"):  # a full disk shows here, not as a crash
-            with temporary.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, made.offset + made.nbytes)
+    passes.shared_file(whole, np.dtype(np.uint8), shape)
     with contextlib.suppress(FileExistsError):  # another run was first
         os.link(whole, path)
     whole.unlink()
@@ -346,9 +348,9 @@ def _fit(pixels: np.ndarray, plan: _Plan, geometry: Geometry) -> np.ndarray:
         margin = _MARGIN if geometry.fit == "ink" else 0.0
         pixels = _pad_square(pixels, ground, margin)
     side = geometry.side_px
-    shrinks = side < pixels.shape[0] or side < pixels.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(pixels, (side, side), interpolation=method)
+    if side < pixels.shape[0] or side < pixels.shape[1]:
+        return images.shrink(pixels, side, side)
+    return cv2.resize(pixels, (side, side), interpolation=cv2.INTER_LINEAR)
 
 
 def ground_level(grey: np.ndarray) -> int:

@@ -43,6 +43,7 @@ _MOST_EXACT = 40  # larger sets of identical files are listed against their firs
 _MOST_TRIED = 40  # candidates verified for each picture
 
 _Match = tuple[int, int, int, float]  # i, j, orientation, score
+_BEST = np.dtype([("i", "i8"), ("j", "i8"), ("orientation", "i8"), ("score", "f8")])
 
 
 def turn(pixels: np.ndarray, kind: str) -> np.ndarray:
@@ -246,8 +247,8 @@ class _Search:
             found: list[_Match] = []
             for part in (views[:2], views[2:]):  # turned maps only if need be
                 proposed = self._propose(part, extra, pool)
-                found += self._verify(_without(proposed, found), pool)
-            found += self._verify(_relink(views, _missing_links(found)), pool)
+                found += self._verify(_without(proposed, found))
+            found += self._verify(_relink(views, _missing_links(found)))
         rows = self.rows
         return [
             (int(rows[i]), int(rows[j]), int(_INVERSE[o]), score)
@@ -257,13 +258,11 @@ class _Search:
     def _views(self, pool: ThreadPoolExecutor) -> list[_View]:
         """Each frame's spectra of the first picture and of the second."""
         box, full = (
-            spectra.shrink_maps(self.thumbs, self.rows, frame.index)
+            spectra.shrink_maps(self.thumbs, self.rows, frame.index, pool)
             for frame in (spectra.BOX, spectra.FULL)
         )
-        maps = (box, full, full, full)
-        tight, upright, left, right = pool.map(
-            spectra.make_spectra, maps, spectra.FRAMES
-        )
+        (tight,) = spectra.make_spectra(box, (spectra.BOX,), pool)
+        upright, left, right = spectra.make_spectra(full, spectra.FRAMES[1:], pool)
         return [(tight, tight), (upright, upright), (upright, left), (upright, right)]
 
     def _propose(
@@ -278,9 +277,7 @@ class _Search:
             found += list(spectra.fit_tangents(seen, free, extra))
         return found
 
-    def _verify(
-        self, proposed: list[spectra.Candidates], pool: ThreadPoolExecutor
-    ) -> list[_Match]:
+    def _verify(self, proposed: list[spectra.Candidates]) -> list[_Match]:
         """Accepted pairs (i, j, orientation of j that fits i, score)."""
         if not proposed:
             return []
@@ -289,11 +286,17 @@ class _Search:
             np.diff(table.i, prepend=-1) | np.diff(table.j, prepend=-1)
         )
         bounds = [*starts.tolist(), len(table.i)]
-        cuts = list(itertools.pairwise(bounds))
-        chunks = [cuts[at : at + 64] for at in range(0, len(cuts), 64)]
-        found = pool.map(lambda part: [self._best(table, *cut) for cut in part], chunks)
-        best = (one for part in found for one in part)
-        return [one for one in best if one[3] >= self.threshold]
+        best = passes.shared_zeros(len(starts), _BEST)
+
+        def prove(cuts: Iterable[int]) -> None:
+            for cut in cuts:
+                best[cut] = self._best(table, bounds[cut], bounds[cut + 1])
+
+        rows = range(len(starts))
+        way = passes.Pass(lambda cut: f"pair {cut}", self.workers, shared=True)
+        for _ in passes.run_rows(prove, list(rows), way):
+            pass
+        return [one for one in best.tolist() if one[3] >= self.threshold]
 
     def _best(
         self, table: spectra.Candidates, start: int, stop: int

@@ -135,6 +135,9 @@ def _star_parts(sets: list[np.ndarray], links: Links) -> list[np.ndarray]:
     """Split sets until each member is linked to its part's medoid, or is a twin."""
     done = []
     for rows in sets:
+        if len(rows) == 1:
+            done.append(rows)
+            continue
         left = set(rows.tolist())
         while left:
             medoid = _medoid(left, links)
@@ -160,9 +163,10 @@ def _medoid(rows: set[int], links: Links) -> int:
 
 
 def _names(parts: list[np.ndarray], ids: np.ndarray) -> np.ndarray:
-    names = np.empty(len(ids), object)
+    names = ids.astype(object)
     for rows in parts:
-        names[rows] = min(ids[rows])
+        if len(rows) > 1:
+            names[rows] = min(ids[rows])
     return names
 
 

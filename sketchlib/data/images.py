@@ -86,20 +86,35 @@ def picture_path(root: Path, relative: str) -> Path:
 
 def find_picture(root: Path, relative: str) -> str:
     """`picture_path` as text, which is made three times as fast."""
+    return _locate(root, relative)[0]
+
+
+def stamp_picture(root: Path, relative: str) -> str:
+    """Identity of a file's content: size and time of change; empty when missing."""
+    try:
+        path, found = _locate(root, relative)
+        found = found or os.stat(path)
+    except (PictureError, OSError, ValueError):
+        return ""
+    return f"{found.st_size:x}-{found.st_mtime_ns:x}"
+
+
+def _locate(root: Path, relative: str) -> tuple[str, os.stat_result | None]:
+    """The path, and its state where no link leads there."""
     for form in (None, "NFC", "NFD"):
         name = relative if form is None else unicodedata.normalize(form, relative)
         path = f"{root}/{name}"
         try:
-            is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+            found = os.lstat(path)
         except (OSError, ValueError):
             continue
-        if not (is_link or _has_link(f"{root}", name)):
-            return path
+        if not (stat.S_ISLNK(found.st_mode) or _has_link(f"{root}", name)):
+            return path, found
         if not os.path.exists(path):
             continue
         if not _is_inside(root, Path(path)):
             raise PictureError(Path(path), f"leads out of {root}")
-        return path
+        return path, None
     raise PictureError(root / relative, "does not exist")
 
 
@@ -325,15 +340,37 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
     return blended.astype(np.uint8)
 
 
-def halve(pixels: np.ndarray, below_px: int) -> list[np.ndarray]:
-    """The picture and its halves down to under `below_px`; exact halving is fast."""
-    levels = [pixels]
+def halve(known: list[np.ndarray], below_px: int) -> list[np.ndarray]:
+    """A picture and its halves down to under `below_px`; exact halving is fast.
+
+    Args:
+        known: the picture and as many of its halves as are at hand.
+        below_px: the longer side of the last one is under it.
+    """
+    enough = [at for at, level in enumerate(known) if max(level.shape[:2]) < below_px]
+    levels = known[: enough[0] + 1] if enough else list(known)
     while max(levels[-1].shape[:2]) >= below_px:
         last = levels[-1]
         half = (max(1, last.shape[0] // 2), max(1, last.shape[1] // 2))
         even = last[: half[0] * 2, : half[1] * 2]
         levels.append(cv2.resize(even, half[::-1], interpolation=cv2.INTER_AREA))
     return levels
+
+
+def shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(H, W, …) brought to a smaller size, averaging as INTER_AREA does.
+
+    Bilinear to twice the size, then exact halving: a third to a sixth of the time of
+    OpenCV's own averaging, which has no fast path for uneven ratios. The two differ by
+    half a grey level to one on average, for ratios up to 4; above, and for whole
+    ratios, OpenCV's is taken.
+    """
+    tall, wide = pixels.shape[:2]
+    even = tall % height == 0 and wide % width == 0
+    if even or tall > 4 * height or wide > 4 * width:
+        return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    twice = cv2.resize(pixels, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(twice, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def middle_level(parts: Sequence[np.ndarray]) -> int:

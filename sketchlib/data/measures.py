@@ -5,6 +5,7 @@ work on whole pictures costs many times their decoding.
 Limits: lettering, borders and blur are cheap measures made for pointing, not proof.
 """
 
+import hashlib
 import zlib
 from functools import lru_cache
 
@@ -16,10 +17,12 @@ from sketchlib.data import images
 THUMB_PX = 96
 FRAMES = ("box", "full")
 VIEW_PX = 256  # measures are taken on halvings of the picture below this side
+LEAST_PX = 192  # longer side of a picture shrunk while decoding; see `decode_view`
 _MIN_INK = 20  # grey levels between paper and the faintest ink
 _LEVELS = np.arange(256)
 
-# On each picture's record: what is measured, then the two ink maps.
+# On each picture's record: what is measured, then the two ink maps; `whole_hash` is
+# made only for pictures that `pixel_hash`, of a small view, cannot tell apart.
 MEASURES = {
     "readable": "?",
     "problem": "U160",
@@ -41,26 +44,25 @@ MEASURES = {
     "border": "f4",
     "text_band": "f4",
     "sha256": "U64",
-    "pixel_hash": "U40",
+    "pixel_hash": "U48",
 }
 RECORD = np.dtype(
-    [("path", "U400"), ("key", "U32")]
+    [("path", "U400"), ("key", "U32"), ("whole_hash", "U48")]
     + list(MEASURES.items())
     + [("thumbs", "u1", (len(FRAMES), THUMB_PX, THUMB_PX))]
 )
 
 
-def measure_view(seen: images.View, record: np.void) -> np.ndarray:
+def measure_view(seen: images.View, record: np.void) -> list[np.ndarray]:
     """Fill the measures and ink maps of one picture into its record.
 
     Args:
-        seen: its pixels, of 256 px or more where the picture has them.
+        seen: its pixels, of 192 px or more where the picture has them.
         record: element of an array with this module's record type.
     Returns:
-        (H, W) the grey pixels that were measured.
+        (H, W) the grey pixels and their halves, down to those that were measured.
     """
-    grey = seen.grey()
-    levels = images.halve(grey, VIEW_PX)
+    levels = images.halve([seen.grey()], VIEW_PX)
     view = levels[-1]
     counts = _histogram(view)
     paper = _paper_level(view, counts)
@@ -82,8 +84,8 @@ def measure_view(seen: images.View, record: np.void) -> np.ndarray:
     thumbs = record["thumbs"]
     _ink_map(levels, box, tone, thumbs[0])
     _ink_map(levels, (0.0, 0.0, 1.0, 1.0), tone, thumbs[1])
-    record["pixel_hash"] = pixel_hash(seen, grey)
-    return grey
+    record["pixel_hash"] = _view_hash(view, seen)
+    return levels
 
 
 def _histogram(values: np.ndarray) -> np.ndarray:
@@ -172,8 +174,11 @@ def _ink_map(
     part = level[min(top, bottom - 1) : bottom, min(left, right - 1) : right]
     scale = THUMB_PX / max(part.shape)
     size = [max(1, min(THUMB_PX, round(side * scale))) for side in part.shape]
-    method = cv2.INTER_AREA if scale < 0.5 else cv2.INTER_LINEAR
-    ink = cv2.resize(cv2.LUT(part, tone), size[::-1], interpolation=method)
+    ink = cv2.LUT(part, tone)
+    if scale < 0.5:
+        ink = images.shrink(ink, size[1], size[0])
+    else:
+        ink = cv2.resize(ink, size[::-1], interpolation=cv2.INTER_LINEAR)
     y, x = (THUMB_PX - size[0]) // 2, (THUMB_PX - size[1]) // 2
     canvas[:] = 0
     canvas[y : y + size[0], x : x + size[1]] = ink
@@ -185,11 +190,10 @@ def _box_side(level: np.ndarray, box: tuple[float, float, float, float]) -> floa
 
 
 def _colourfulness(pixels: np.ndarray) -> float:
-    """Hasler and Süsstrunk (2003) on about 48 × 48 sampled pixels; 0 is grey."""
+    """Hasler and Süsstrunk (2003) on 64 × 64 sampled pixels; 0 is grey."""
     if pixels.ndim == 2:
         return 0.0
-    down, across = (max(1, side // 48) for side in pixels.shape[:2])
-    sample = np.ascontiguousarray(pixels[::down, ::across])
+    sample = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_NEAREST)
     blue, green, red = cv2.split(sample)
     if cv2.norm(red, green, cv2.NORM_INF) + cv2.norm(red, blue, cv2.NORM_INF) < 8:
         return 0.0  # three equal channels, but for rounding
@@ -224,25 +228,27 @@ def _text_band(level: np.ndarray, is_ink: np.ndarray) -> float:
     Lettering crosses many short strokes in each of a few neighbouring rows.
     """
     tall = round(0.18 * level.shape[0])
-    if tall < 6:
+    if tall < 6 or level.shape[1] < 2:
         return 0.0
     inked = cv2.LUT(np.concatenate([level[:tall], level[-tall:]]), is_ink)
-    rises = (inked[:, 1:] > inked[:, :-1]).view(np.uint8)
+    rises = cv2.subtract(inked[:, 1:], inked[:, :-1])  # never below 0
     strokes = cv2.reduce(rises, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).reshape(2, tall)
     four = np.minimum(strokes[:, 1:], strokes[:, :-1])
     four = np.minimum(four[:, 2:], four[:, :-2])  # the least of four rows
     return float(four.max())
 
 
-def pixel_hash(seen: images.View, grey: np.ndarray) -> str:
-    """A hash that pictures share only when their pixels, as they were read, agree.
-
-    CRC-32 of all grey pixels and of sampled colours, the size, and how much the
-    decoder shrank it: a pass at 3 GB/s where sha256 would take a quarter of the
-    decoding time.
-    """
-    parts = (grey, seen.stored[::16, ::16], seen.stored[7::16, 5::16])
-    sums = "".join(
-        f"{zlib.crc32(np.ascontiguousarray(part).data):08x}" for part in parts
-    )
+def _view_hash(view: np.ndarray, seen: images.View) -> str:
+    """A hash of the measured pixels; few pictures share it that are not the same."""
+    sums = f"{zlib.crc32(np.ascontiguousarray(view).data):08x}"
     return f"{sums}-{seen.width:x}x{seen.height:x}/{seen.shrink}"
+
+
+def whole_hash(pixels: np.ndarray) -> str:
+    """A hash that pictures share only when all their pixels agree.
+
+    Args:
+        pixels: (H, W, 3) uint8 of the whole picture.
+    """
+    found = hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+    return f"{found[:32]}-{pixels.shape[1]:x}x{pixels.shape[0]:x}"

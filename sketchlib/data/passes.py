@@ -8,6 +8,7 @@ shared memory. Limits: a read that hangs is reported, not revived.
 """
 
 import contextlib
+import gc
 import mmap
 import multiprocessing
 import os
@@ -16,18 +17,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from sketchlib import workspace
+
 PATIENCE_SECONDS = 120.0  # without a single finished chunk
-_CHUNK = 16
-_MANY = 1500  # rows from which processes are worth their start
+_CHUNK = 64
+_MANY = 600  # rows from which processes are worth their start
 
 
 class StalledError(TimeoutError):
@@ -58,6 +62,19 @@ def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
+Work = Callable[[Iterable[int]], None]  # is given a chunk of rows
+
+
+def one_by_one(work: Callable[[int], None]) -> Work:
+    """Work on a chunk that is done row by row."""
+
+    def work_through(rows: Iterable[int]) -> None:
+        for row in rows:
+            work(row)
+
+    return work_through
+
+
 @dataclass(frozen=True)
 class Pass:
     """How a pass over files is done.
@@ -65,7 +82,7 @@ class Pass:
     Attributes:
         name: what to call a row in an error.
         workers: threads or processes; 0 means one for each core.
-        patience: seconds without any finished chunk until the pass is given up.
+        patience: seconds without any row taken up until the pass is given up.
         shared: whether all that the work writes lies in shared memory or in files, so
             that processes may do it.
     """
@@ -79,9 +96,9 @@ class Pass:
 class _Crew:
     """Daemon threads that work through chunks of rows."""
 
-    def __init__(self, work: Callable[[int], None], rows: list[int]) -> None:
+    def __init__(self, work: Work, rows: list[int], count: int) -> None:
         self.work = work
-        self.chunks = [rows[at : at + _CHUNK] for at in range(0, len(rows), _CHUNK)]
+        self.chunks = _chunks(rows, count)
         self.results: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
         self.todo = iter(list(self.chunks))
         self.lock = threading.Lock()
@@ -96,26 +113,37 @@ class _Crew:
             if chunk is None:
                 break
             try:
-                for row in chunk:
-                    self.busy[threading.get_ident()] = row
-                    self.work(row)
+                self.work(self._marked(chunk))
                 self.results.put(len(chunk))
             except BaseException as error:  # handed to the caller's thread
                 self.results.put(error)
         self.busy.pop(threading.get_ident(), None)
 
+    def _marked(self, chunk: list[int]) -> Iterator[int]:
+        for row in chunk:
+            self.busy[threading.get_ident()] = row
+            yield row
 
-def run_rows(work: Callable[[int], None], rows: list[int], way: Pass) -> Iterator[int]:
-    """Call `work` for each of `rows` on threads; yields how many each chunk had.
 
+def _chunks(rows: list[int], count: int) -> list[list[int]]:
+    """At most 64 rows each, and a few for each of `count` workers."""
+    size = max(1, min(_CHUNK, len(rows) // (4 * count)))
+    return [rows[at : at + size] for at in range(0, len(rows), size)]
+
+
+def run_rows(work: Work, rows: list[int], way: Pass) -> Iterator[int]:
+    """Give `work` all of `rows`, chunk by chunk, on threads or by processes.
+
+    Yields:
+        How many rows each finished chunk had.
     Raises:
-        StalledError: nothing was finished for `way.patience` seconds.
+        StalledError: no row was taken up for `way.patience` seconds.
     """
     count = way.workers or os.cpu_count() or 1
     if way.shared and len(rows) >= _MANY and count > 1 and sys.platform == "linux":
         yield from _run_forked(work, rows, way, count)
         return
-    crew = _Crew(work, rows)
+    crew = _Crew(work, rows, count)
     count = min(count, len(crew.chunks))
     threads = [threading.Thread(target=crew.labour, daemon=True) for _ in range(count)]
     with quick_turns():
@@ -132,16 +160,20 @@ def run_rows(work: Callable[[int], None], rows: list[int], way: Pass) -> Iterato
 
 
 def _next_result(crew: _Crew, way: Pass) -> int:
-    try:
-        result = crew.results.get(timeout=way.patience)
-    except queue.Empty:
-        raise _stalled(list(crew.busy.values()), way) from None
-    if isinstance(result, BaseException):
-        raise result
-    return result
+    while True:
+        at = list(crew.busy.values())
+        try:
+            result = crew.results.get(timeout=way.patience)
+        except queue.Empty:
+            if list(crew.busy.values()) == at:
+                raise _stalled(at, way) from None
+            continue  # slow, but it moves
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
 
-def _stalled(rows: list[int], way: Pass) -> StalledError:
+def _stalled(rows: Sequence[int], way: Pass) -> StalledError:
     waiting = sorted({way.name(row) for row in rows})
     return StalledError(
         f"every picture should be read within {way.patience:g} s, but "
@@ -162,12 +194,24 @@ def shared_zeros(count: int, kind: np.dtype) -> np.ndarray:
     return np.frombuffer(memory, kind)
 
 
-def _run_forked(
-    work: Callable[[int], None], rows: list[int], way: Pass, count: int
-) -> Iterator[int]:
+def shared_file(path: Path, kind: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros in a new file, mapped, that forked processes write into.
+
+    Raises:
+        OSError: there is no room for all of it; no file is left.
+    """
+    with workspace.atomic_path(path) as temporary:
+        made = np.lib.format.open_memmap(temporary, "w+", kind, shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk shows here, not as a crash
+            with temporary.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, made.offset + made.nbytes)
+    return np.load(path, mmap_mode="r+").view(np.ndarray)
+
+
+def _run_forked(work: Work, rows: list[int], way: Pass, count: int) -> Iterator[int]:
     """`run_rows` by processes that take the next chunk whenever they are free."""
     fork: Any = multiprocessing.get_context("fork")
-    chunks = [rows[at : at + _CHUNK] for at in range(0, len(rows), _CHUNK)]
+    chunks = _chunks(rows, count)
     taken, busy = fork.Value("q", 0), fork.RawArray("q", [rows[0]] * count)
     ends, crew = [], []
     with quick_turns():  # also ends OpenCV's own threads, which a fork would lose
@@ -191,9 +235,10 @@ def _gather(ends: list[Connection], busy: Any, way: Pass, total: int) -> Iterato
     """How many rows each finished chunk had, until all chunks are."""
     finished = 0
     while finished < total:
+        at = list(busy)
         ready = wait(ends, timeout=way.patience)
-        if not ready:
-            raise _stalled(list(busy), way)
+        if not ready and list(busy) == at:
+            raise _stalled(at, way)
         for end in ready:
             assert isinstance(end, Connection)
             try:
@@ -216,8 +261,15 @@ def _gather(ends: list[Connection], busy: Any, way: Pass, total: int) -> Iterato
 def _labour(job: tuple) -> None:
     """Take chunks until none is left; an error is handed to the parent."""
     work, chunks, taken, busy, number, end = job
+
+    def marked(chunk: list[int]) -> Iterator[int]:
+        for row in chunk:
+            busy[number] = row
+            yield row
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.disable()  # a search of the parent's objects would copy their memory
     cv2.setNumThreads(1)
     try:
         while True:
@@ -226,9 +278,7 @@ def _labour(job: tuple) -> None:
                 taken.value += 1
             if at >= len(chunks):
                 break
-            for row in chunks[at]:
-                busy[number] = row
-                work(row)
+            work(marked(chunks[at]))
             end.send(len(chunks[at]))
     except BaseException as error:  # handed to the parent
         end.send(error)

@@ -1,17 +1,18 @@
 """Low frequencies of ink maps: which pairs may be one drawing, in any orientation.
 
-A flip only changes the sign of odd frequencies and a transpose swaps them; so the
-strengths of the low frequencies, sorted over the transpose, are the same for all
-eight orientations. Their distance is never greater than that of the frequencies
-themselves (rearrangement inequality), which makes it a sieve: one product of matrices
-leaves a few in a thousand pairs, whose best orientation is then worked out.
+A flip only changes the sign of odd frequencies and a transpose swaps them. What no
+orientation changes, such as the sum of a frequency even in both directions and its
+mirror image, makes a sieve: its products are never less than those of the
+frequencies in the best orientation, and one product of matrices leaves about one in
+a thousand pairs, whose best orientation is then worked out.
 Limits: free rotations up to about 15°, by comparing with turned maps.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -22,7 +23,9 @@ from sketchlib.data import passes
 # (transpose, flip top to bottom, flip left to right), in this order
 STEPS = list(itertools.product((False, True), repeat=3))
 SMALL_PX = 32  # side at which frequencies are taken
+_SIEVED = 8  # frequencies per side that the sieve looks at
 _BLOCK = 512
+_FEW = 64  # maps worked on at a time: they stay in the processor's cache
 _FIRST_STRETCH = 1.12  # greatest ratio of the two scales in the rough first fit
 
 
@@ -35,8 +38,7 @@ class Frame:
         waves: frequencies per side; even.
         cosine: least cosine of the frequencies, best orientation.
         tangent: least cosine after the first-order fit.
-        strengths: frequencies per side whose strengths are the sieve.
-        sieve: least cosine of the strengths.
+        sieve: least product of the invariants.
         angle: degrees the second picture is turned by before it is compared.
     """
 
@@ -44,14 +46,13 @@ class Frame:
     waves: int
     cosine: float
     tangent: float
-    strengths: int
     sieve: float
     angle: float = 0.0
 
 
-BOX = Frame(0, 8, cosine=0.75, tangent=0.92, strengths=8, sieve=0.86)
-FULL = Frame(1, 12, cosine=0.80, tangent=0.90, strengths=8, sieve=0.91)
-LEFT = Frame(1, 12, 0.77, tangent=0.88, strengths=10, sieve=0.86, angle=9.0)
+BOX = Frame(0, 8, cosine=0.75, tangent=0.92, sieve=0.82)
+FULL = Frame(1, 12, cosine=0.80, tangent=0.90, sieve=0.87)
+LEFT = Frame(1, 12, cosine=0.77, tangent=0.88, sieve=0.86, angle=9.0)
 RIGHT = replace(LEFT, angle=-9.0)
 FRAMES = (BOX, FULL, LEFT, RIGHT)
 
@@ -61,7 +62,7 @@ class Spectra:
     """One frame of every picture.
 
     Attributes:
-        small: (N, 32, 32) float32 maps with levelled lines.
+        small: (N, 32, 32) uint8 maps, not turned by the frame's angle.
         unit: (N, W, W) float32 frequencies, length 1, without the mean.
         frame: which view.
     """
@@ -86,40 +87,67 @@ class Candidates:
 # --- maps and frequencies ---------------------------------------------------------
 
 
-def shrink_maps(thumbs: np.ndarray, rows: np.ndarray, index: int) -> np.ndarray:
+def shrink_maps(
+    thumbs: np.ndarray, rows: np.ndarray, index: int, pool: ThreadPoolExecutor
+) -> np.ndarray:
     """(n, 32, 32) uint8 of one frame of some of (N, 2, 96, 96) ink maps."""
     small = np.empty((len(rows), SMALL_PX, SMALL_PX), np.uint8)
     size = (SMALL_PX, SMALL_PX)
-    for at, row in enumerate(rows):
-        cv2.resize(thumbs[row, index], size, small[at], interpolation=cv2.INTER_AREA)
+
+    def shrink(part: slice) -> None:
+        for at, row in enumerate(rows[part].tolist(), part.start):
+            ink = thumbs[row, index]
+            cv2.resize(ink, size, small[at], interpolation=cv2.INTER_AREA)
+
+    list(pool.map(shrink, _parts(len(rows), _BLOCK)))
     return small
 
 
-def make_spectra(small: np.ndarray, frame: Frame) -> Spectra:
-    """Frequencies of shrunk maps, turned by the frame's angle.
+def _parts(total: int, size: int) -> list[slice]:
+    return [slice(at, min(at + size, total)) for at in range(0, total, size)]
+
+
+def make_spectra(
+    small: np.ndarray, frames: Sequence[Frame], pool: ThreadPoolExecutor
+) -> list[Spectra]:
+    """Frequencies of shrunk maps, turned by each frame's angle.
 
     Args:
         small: (N, 32, 32) uint8 as of `shrink_maps`.
-        frame: which view.
+        frames: the views; their lines are levelled once for all.
+        pool: threads that share the work.
     """
-    maps = np.empty(small.shape, np.float32)
-    unit = np.empty((len(small), frame.waves, frame.waves), np.float32)
-    basis = _dct_basis(SMALL_PX, frame.waves)
-    for start in range(0, len(small), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        maps[part] = _level_all(_turn_maps(small[part], frame.angle))
-        unit[part] = _both_sides(maps[part], basis)
-    unit[:, 0, 0] = 0  # the mean: how much ink, not which
-    return Spectra(maps, _normalise(unit), frame)
+    units = [np.empty((len(small), f.waves, f.waves), np.float32) for f in frames]
+
+    def transform(part: slice) -> None:
+        maps = _level_all(small[part]).reshape(part.stop - part.start, -1)
+        for frame, unit in zip(frames, units, strict=True):
+            found = maps @ _wave_matrix(frame.waves, frame.angle)
+            found[:, 0] = 0  # the mean: how much ink, not which
+            unit[part] = _normalise(found).reshape(-1, frame.waves, frame.waves)
+
+    list(pool.map(transform, _parts(len(small), _FEW)))
+    return [
+        Spectra(small, unit, frame) for frame, unit in zip(frames, units, strict=True)
+    ]
 
 
-def _turn_maps(small: np.ndarray, angle_deg: float) -> np.ndarray:
+@lru_cache
+def _wave_matrix(waves: int, angle_deg: float) -> np.ndarray:
+    """(S·S, W·W) float32: turning a map about its centre, then its frequencies."""
+    basis = _dct_basis(SMALL_PX, waves)
+    points = np.eye(SMALL_PX * SMALL_PX, dtype=np.float32)
+    maps = _turn_maps(points.reshape(-1, SMALL_PX, SMALL_PX), angle_deg)
+    return _both_sides(maps, basis).reshape(len(points), waves * waves)
+
+
+def _turn_maps(maps: np.ndarray, angle_deg: float) -> np.ndarray:
     if angle_deg == 0:
-        return small
+        return maps
     centre = ((SMALL_PX - 1) / 2, (SMALL_PX - 1) / 2)
     matrix = cv2.getRotationMatrix2D(centre, angle_deg, 1.0)
     size = (SMALL_PX, SMALL_PX)
-    return np.stack([cv2.warpAffine(ink, matrix, size) for ink in small])
+    return np.stack([cv2.warpAffine(one, matrix, size) for one in maps])
 
 
 def _blur_matrix(sigma: float) -> np.ndarray:
@@ -145,8 +173,9 @@ def _both_sides(maps: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """(n, S, S) → (n, W, W): `matrix` (W, S) along rows and columns."""
     total, side = maps.shape[:2]
     across = maps.reshape(-1, side) @ matrix.T
-    turned = across.reshape(total, side, -1).swapaxes(1, 2).reshape(-1, side)
-    both = (turned @ matrix.T).reshape(total, len(matrix), len(matrix))
+    waves = len(matrix)
+    turned = across.reshape(total, side, waves).swapaxes(1, 2).reshape(-1, side)
+    both = (turned @ matrix.T).reshape(total, waves, waves)
     return both.swapaxes(1, 2)
 
 
@@ -168,13 +197,30 @@ def _normalise(spectra: np.ndarray) -> np.ndarray:
 # --- the search over all pairs ------------------------------------------------------
 
 
-def strengths(unit: np.ndarray, waves: int) -> np.ndarray:
-    """(N, K) float32 of length 1, the same for all orientations of a picture."""
-    low = np.abs(_normalise(unit[:, :waves, :waves]))
-    rows, columns = np.triu_indices(waves)
-    above, below = low[:, rows, columns], low[:, columns, rows]
-    less = np.minimum(above, below)[:, rows != columns]
-    return np.concatenate([np.maximum(above, below), less], axis=1)
+def invariants(unit: np.ndarray, waves: int) -> np.ndarray:
+    """(N, K) float32 of length 1, the same for all orientations of a picture.
+
+    Of two pictures, the product of these is never less than that of the lowest `waves`
+    by `waves` frequencies in the best orientation. A frequency (r, c) goes with its
+    mirror image (c, r). Where both are even, flips change nothing and a transpose only
+    the sign of their difference; where both are odd, the two change sign together;
+    where one is odd, strengths are left, sorted (rearrangement inequality).
+    """
+    low = _normalise(unit[:, :waves, :waves])
+    r, c = np.triu_indices(waves)
+    odd = r % 2 + c % 2
+    one, two = low[:, r, c], low[:, c, r]
+    both = np.where(r == c, one, (one + two) * np.float32(np.sqrt(0.5)))
+    apart = np.abs(one - two) * np.float32(np.sqrt(0.5))
+    strong, weak = np.abs(one[:, odd == 1]), np.abs(two[:, odd == 1])
+    parts = [
+        both[:, odd == 0],
+        np.abs(both[:, odd == 2]),
+        apart[:, (odd != 1) & (r != c)],
+        np.maximum(strong, weak),
+        np.minimum(strong, weak),
+    ]
+    return np.concatenate(parts, axis=1)
 
 
 def _by_parity(unit: np.ndarray) -> np.ndarray:
@@ -194,14 +240,14 @@ def find_candidates(
     unit: np.ndarray, others: np.ndarray, frame: Frame, pool: ThreadPoolExecutor
 ) -> np.ndarray:
     """(M, 2) rows i < j: i of `unit` is like j of `others` in some orientation."""
-    one, two = (strengths(part, frame.strengths) for part in (unit, others))
+    one, two = (invariants(part, _SIEVED) for part in (unit, others))
     parts = _by_parity(unit)
     sides = _by_parity(others), _by_parity(others.swapaxes(1, 2))
     total = len(unit)
 
     def compare(corner: tuple[int, int]) -> np.ndarray:
         top, left = corner
-        alike = one[top : top + _BLOCK] @ two[left : left + 2 * _BLOCK].T
+        alike = one[top : top + _BLOCK] @ two[left : left + _BLOCK].T
         flat = np.flatnonzero(alike >= frame.sieve)  # argwhere is forty times slower
         i, j = np.divmod(flat, alike.shape[1])
         i, j = i + top, j + left
@@ -213,8 +259,7 @@ def find_candidates(
     corners = [
         (top, left)
         for top in range(0, total, _BLOCK)
-        for left in range(0, total, 2 * _BLOCK)
-        if left + 2 * _BLOCK > top
+        for left in range(top, total, _BLOCK)
     ]
     return np.concatenate(list(pool.map(compare, corners)))
 
@@ -245,7 +290,7 @@ def fit_tangents(
     """The pairs, with their orientations, that the first-order fit keeps.
 
     Args:
-        seen: the first pictures.
+        seen: the first pictures, not turned.
         others: the second pictures; its frame decides what is kept.
         pairs: (M, 2) rows.
     """
@@ -297,7 +342,7 @@ def project(
     """Those of (i, j, orientation) whose `target` the tangents at i explain."""
     i, j, orientation = pairs
     which, back = np.unique(i, return_inverse=True)
-    fields = _tangents(seen.small[which], frame.waves)
+    fields = _tangents(_level_all(seen.small[which]), frame.waves)
     gram = fields @ fields.swapaxes(1, 2)
     trace = np.trace(gram, axis1=1, axis2=2)[:, None, None] / 7 + 1e-6
     inverse = np.linalg.inv(gram + 1e-3 * trace * np.eye(7, dtype=np.float32))

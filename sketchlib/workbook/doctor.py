@@ -178,7 +178,7 @@ def _check_pictures(folder: Path, paths: list[str]) -> Finding:
 
     try:
         way = passes.Pass(paths.__getitem__)
-        sum(passes.run_rows(look, list(range(len(paths))), way))
+        sum(passes.run_rows(passes.one_by_one(look), list(range(len(paths))), way))
     except passes.StalledError as error:
         return False, "pictures", str(error)
     if not broken:

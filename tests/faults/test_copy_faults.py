@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sketchlib.data import audit, duplicates, groups, images, measures
+from sketchlib.data import audit, duplicates, groups, images, measures, records
 
 NAMED = {  # row 19: what is planted → what it must be called
     "hflip": "hflip",
@@ -141,7 +141,7 @@ def test_f23_the_cache_knows_size_time_and_version(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes() + b"\0")
     audit.inspect(table, tmp_path, cache_dir=store)
     assert read[3:] == ["001.png"]
-    monkeypatch.setattr(audit, "VERSION", audit.VERSION + 1)
+    monkeypatch.setattr(records, "VERSION", records.VERSION + 1)
     audit.inspect(table, tmp_path, cache_dir=store)
     assert len(read) == 7
 
