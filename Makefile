@@ -53,7 +53,7 @@ test-slow: setup
 
 bench: data/demo
 	-$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/duplicates.py --pictures 2000
+	$(BIN)/python benchmarks/duplicates.py --pictures 2000 --peers $(or $(PEERS),runs/bench/peers)
 	$(BIN)/python benchmarks/augment.py data/demo/train --side 128
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/sketch run 01_eda -p run_name audit --runs runs/bench

@@ -40,6 +40,7 @@ from sketchlib.data import (
 
 Alter = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 SHEET = cache.Geometry(96, "ink", "grey", "white")  # filled in the audit's pass
+STEPS = ("audit", "pairs", "groups")  # of what decoding is the yardstick
 TURNS = ("hflip", "vflip", "rot90", "rot180", "rot270", "transpose", "transverse")
 
 
@@ -337,24 +338,29 @@ def time_decoding(folder: Path, paths: pd.Series) -> float:
     return time.perf_counter() - started
 
 
-def measure_all(folder: Path, table: pd.DataFrame) -> tuple[dict[str, float], tuple]:
-    """Seconds of each step, and what the steps gave."""
+def measure_all(
+    folder: Path, table: pd.DataFrame, rounds: int
+) -> tuple[pd.DataFrame, tuple]:
+    """Seconds of each step, a row a round, and what the steps gave."""
     time_decoding(folder, table["path"])  # fills the disk cache
-    seconds = {"decode": time_decoding(folder, table["path"])}
-    started = time.perf_counter()
-    made = {"cache_dir": folder / f"cache{len(table)}", "geometry": SHEET}
-    seen = audit.inspect(table, folder, **made)
-    seconds["audit"] = time.perf_counter() - started
-    started = time.perf_counter()
-    audit.inspect(table, folder, **made)
-    seconds["audit again"] = time.perf_counter() - started
-    started = time.perf_counter()
-    pairs = duplicates.find_pairs(seen.findings, seen.thumbs)
-    seconds["pairs"] = time.perf_counter() - started
-    started = time.perf_counter()
-    found = groups.make_groups(pairs, seen.findings, manifest=table)
-    seconds["groups"] = time.perf_counter() - started
-    return seconds, (pairs, found)
+    lines = []
+    for turn in range(rounds):
+        seconds = {"decode": time_decoding(folder, table["path"])}
+        started = time.perf_counter()
+        made = {"cache_dir": folder / f"cache{len(table)}-{turn}", "geometry": SHEET}
+        seen = audit.inspect(table, folder, **made)
+        seconds["audit"] = time.perf_counter() - started
+        started = time.perf_counter()
+        pairs = duplicates.find_pairs(seen.findings, seen.thumbs)
+        seconds["pairs"] = time.perf_counter() - started
+        started = time.perf_counter()
+        found = groups.make_groups(pairs, seen.findings, manifest=table)
+        seconds["groups"] = time.perf_counter() - started
+        started = time.perf_counter()
+        audit.inspect(table, folder, **made)
+        seconds["audit again"] = time.perf_counter() - started
+        lines.append(seconds)
+    return pd.DataFrame(lines), (pairs, found)
 
 
 def time_vectors(total: int) -> float:
@@ -476,25 +482,32 @@ def main() -> None:
         "--pictures", type=int, nargs="+", default=[2000], help="planted ones included"
     )
     parser.add_argument("--copies", type=float, default=0.25, help="per original")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vectors", type=int, default=0, help="synthetic hashes")
     parser.add_argument("--peers", type=Path, help="their environment; made if missing")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         world = make_world(asked, Path(temporary) / "planted")
-        lines = [measure_size(asked, world, size) for size in sorted(asked.pictures)]
-    write(lines)
+        lines = [measure_size(world, asked, n) for n in sorted(asked.pictures)]
+        peers = pd.DataFrame()
+        if asked.peers:
+            folder, table, truth = pick(world, asked.copies, min(asked.pictures))
+            peers = compare_peers(folder, table, truth, asked.peers)
+            print(peers.round(3), "\n")
+    write(lines, peers)
     print(pd.DataFrame(lines).round(3).to_string(index=False))
     if asked.vectors:
         spent = time_vectors(asked.vectors)
         print(f"{asked.vectors:,} random vectors, all frames: {spent:.1f} s")
 
 
-def write(lines: list[dict[str, float]]) -> None:
-    """Lines of the common table."""
+def write(lines: list[dict[str, float]], peers: pd.DataFrame) -> None:
+    """Lines of the common table; the peers ran on the files of the first line."""
     rows = []
     for line in lines:
         what = f"e. audit and duplicates, {line['pictures']:,} pictures"
-        told = f"{line['x decode']:.2f} x decoding them all"
+        told = f"{line['x decode']:.2f} x decoding them all "
+        told += f"({line['least']:.2f}-{line['most']:.2f})"
         small = line["x decode"] <= 1.5
         rows.append(plain_row(f"{what}: time", told, "≤ 1.5 x", small))
         found = f"{line['recall']:.3f}, {line['real']:.3f} of the pairs real"
@@ -504,6 +517,20 @@ def write(lines: list[dict[str, float]]) -> None:
         memory = line["peak MB"] / 1000
         rows.append(
             plain_row(f"{what}: memory", f"{memory:.2f} GB", "< 2 GB", memory < 2)
+        )
+    for name, theirs in peers.items():
+        ours = lines[0]
+        own = sum(ours[f"{step} s"] for step in STEPS)
+        rows.append(
+            {
+                "what": f"e. seconds on {ours['pictures']:,} pictures / {name}",
+                "ours": f"{own:.1f} s, {ours['recall']:.2f} found, "
+                f"{ours['real']:.2f} of the pairs real",
+                "theirs": f"{theirs['seconds']:.1f} s, {theirs['all kinds']:.2f} "
+                f"found, {theirs['real pairs']:.2f} real",
+                "ratio": f"{theirs['seconds'] / own:.1f}",
+            }
+            | dict.fromkeys(("spread", "goal", "met"), "-")
         )
     write_rows("duplicates", rows)
 
@@ -525,26 +552,32 @@ def make_world(asked: argparse.Namespace, folder: Path) -> World:
     return folder, table, truth
 
 
-def measure_size(
-    asked: argparse.Namespace, world: World, size: int
-) -> dict[str, float]:
-    """One line of the table: everything measured on about `size` pictures."""
+def pick(world: World, copies: float, size: int) -> World:
+    """About `size` of the pictures, with the copies of theirs."""
     folder, table, truth = world
-    last = f"{round(size / (1 + asked.copies)):06d}"
+    last = f"{round(size / (1 + copies)):06d}"
     table = table[table["image_id"].map(source_of) < last].reset_index(drop=True)
     truth = truth[truth["image_id_a"].map(source_of) < last].reset_index(drop=True)
-    seconds, (pairs, found) = measure_all(folder, table)
-    scores = report(table, truth, (seconds, pairs, found))
-    if asked.peers and size == min(asked.pictures):
-        print(compare_peers(folder, table, truth, asked.peers).round(3), "\n")
+    return folder, table, truth
+
+
+def measure_size(
+    world: World, asked: argparse.Namespace, size: int
+) -> dict[str, float]:
+    """One line of the table: everything measured on about `size` pictures."""
+    folder, table, truth = pick(world, asked.copies, size)
+    rounds, (pairs, found) = measure_all(folder, table, asked.rounds)
+    scores = report(table, truth, pairs, found)
     bytes_each = np.mean([(folder / path).stat().st_size for path in table["path"]])
-    steps = {f"{step} s": spent for step, spent in seconds.items()}
-    together = sum(seconds[step] for step in ("audit", "pairs", "groups"))
+    steps = {f"{step} s": spent for step, spent in rounds.median().items()}
+    ratios = rounds[list(STEPS)].sum(axis=1) / rounds["decode"]
     return {
         "pictures": len(table),
         "kB": bytes_each / 1000,
         **steps,
-        "x decode": together / seconds["decode"],
+        "x decode": ratios.median(),
+        "least": ratios.min(),
+        "most": ratios.max(),
         "peak MB": workspace.peak_memory_mb(),
         "cores": os.cpu_count() or 1,
         **scores,
@@ -552,10 +585,9 @@ def measure_size(
 
 
 def report(
-    table: pd.DataFrame, truth: pd.DataFrame, results: tuple
+    table: pd.DataFrame, truth: pd.DataFrame, pairs: pd.DataFrame, found: pd.DataFrame
 ) -> dict[str, float]:
     """Print recall by kind; returns recall over all and the share of real pairs."""
-    _, pairs, found = results
     scores = score_kinds(pairs, truth)
     print(scores.round(3).to_string())
     groups_found = (found["group"].value_counts() > 1).sum()

@@ -235,7 +235,7 @@ def main() -> None:
     given.add_argument("--data", type=Path, default=workspace.repo_root() / "data/demo")
     given.add_argument("--runs", type=Path, default=workspace.repo_root() / "runs")
     given.add_argument("--target", type=float, default=0.75)
-    given.add_argument("--epochs", type=int, default=8)
+    given.add_argument("--epochs", type=int, default=12)
     given.add_argument("--rounds", type=int, default=3)
     options = given.parse_args()
     listed = options.runs / "audit" / "folds.csv"

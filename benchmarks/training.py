@@ -14,6 +14,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import table
@@ -23,7 +25,7 @@ from torch import nn
 
 from sketchlib import workspace
 from sketchlib.data import cache
-from sketchlib.training import compute, datasets, kernels, loop
+from sketchlib.training import compute, datasets, kernels, loop, optim
 from sketchlib.workbook import session
 
 MODEL = "tf_efficientnet_lite0"
@@ -31,10 +33,17 @@ CLASSES, SIDE_PX, BATCH = 86, 128, 32
 
 
 def make_step(
-    model: nn.Module, way: compute.Compute, images: torch.Tensor
+    model: nn.Module,
+    way: compute.Compute,
+    images: torch.Tensor,
+    recipe: loop.Recipe | None = None,
 ) -> Callable[[], None]:
-    """A training step on tensors already in memory, with AdamW."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    """A training step on tensors already in memory: AdamW, or the recipe's update."""
+    parameters = list(model.parameters())
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    if recipe:
+        optimizer = optim.make_optimizer(model, recipe, recipe.lr)
+    clip_norm = recipe.clip_norm if recipe else 0.0
     targets = torch.arange(len(images)) % CLASSES
     inputs = images.contiguous(memory_format=way.memory_format)
 
@@ -42,6 +51,8 @@ def make_step(
         with way.autocast():
             scores = model(inputs)
         nn.functional.cross_entropy(scores.float(), targets).backward()
+        if clip_norm:
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -97,19 +108,40 @@ def make_recipe(**changes: object) -> loop.Recipe:
     return workspace.pick(loop.Recipe, values)
 
 
-def measure_loop(way: compute.Compute, pictures: int) -> float:
-    """Pictures a second of `fit`, loader, augmentation and schedule included."""
-    examples = make_examples(pictures, CLASSES)
+def measure_shares(
+    way: compute.Compute, pure: Callable[[], None], epochs: int, steps: int
+) -> list[float]:
+    """Time of epochs of `fit` over that of as many pure steps, sorted.
+
+    A pure step follows each of the loop's own, so that a machine that drifts drifts for
+    both; what is left of an epoch is augmentation, loader, schedule and bookkeeping.
+    An epoch before them warms up what is made once in a run.
+    """
+    examples = make_examples(steps * BATCH, CLASSES)
     nothing = dataclasses.replace(
         examples, rows=examples.rows[:0], labels=examples.labels[:0]
     )
     model = timm.create_model(MODEL, num_classes=CLASSES)
-    recipe = make_recipe(epochs=1, norm="folded", lr=1e-4)
-    with tempfile.TemporaryDirectory() as folder:
+    recipe = make_recipe(epochs=epochs + 1, norm="folded", lr=1e-4)
+    update, spent = loop._update, []
+
+    def take_both(*asked: Any) -> float:
+        loss = update(*asked)
+        began = time.perf_counter()
+        pure()
+        spent.append(time.perf_counter() - began)
+        return loss
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(loop, "_update", take_both),
+    ):
         history = loop.fit(
             model, examples, nothing, recipe, way=way, fold_dir=Path(folder)
         )
-    return float(history["images_per_second"].iloc[-1])
+    whole = steps * BATCH / history["images_per_second"].to_numpy()[1:]
+    alone = np.reshape(spent, (epochs + 1, steps)).sum(axis=1)[1:]
+    return sorted(((whole - alone) / alone).tolist())
 
 
 def measure_memory(pictures: int, classes: int) -> float:
@@ -148,7 +180,7 @@ def main() -> None:
     options = asked.parse_args()
     images = torch.randn(BATCH, 3, SIDE_PX, SIDE_PX)
     peers = make_peers(images)  # before the allocator is told to keep memory
-    rates: dict[str, list[float]] = {name: [] for name in [*peers, "ours", "fit"]}
+    rates: dict[str, list[float]] = {name: [] for name in [*peers, "ours"]}
     with tempfile.TemporaryDirectory() as folder:
         model = timm.create_model(MODEL, num_classes=CLASSES)
         way = compute.choose_compute(
@@ -160,30 +192,22 @@ def main() -> None:
             remember=Path(folder) / "compute.json",
         )
     kernels.Folded(model, kernels.make_sample(SIDE_PX))
-    ours = make_step(way.place(model).train(), way, images)
+    recipe = make_recipe(norm="folded", lr=1e-4)
+    ours = make_step(way.place(model).train(), way, images, recipe)
     for _ in range(options.rounds):
         for name, step in peers.items():
             rates[name].append(measure_step(step, options.steps))
         rates["ours"].append(measure_step(ours, options.steps))
-        rates["fit"].append(measure_loop(way, options.steps * 3 * BATCH))
-        rates["ours"].append(measure_step(ours, options.steps))
-    after = rates["ours"][1::2]
     rows = [
         table.ratio_row(
             f"c. training {MODEL} {SIDE_PX} px ({way}) / {name}",
-            list(zip(after, rates[name], strict=True)),
+            list(zip(rates["ours"], rates[name], strict=True)),
             1.7 if "plain" in name else 0.0,
             "pictures/s",
         )
         for name in peers
     ]
-    around = [
-        (before + behind) / 2
-        for before, behind in zip(rates["ours"][::2], after, strict=True)
-    ]
-    share = sorted(
-        pure / whole for pure, whole in zip(around, rates["fit"], strict=True)
-    )
+    share = measure_shares(way, ours, 3 * options.rounds, 2 * options.steps)
     middle = share[len(share) // 2]
     rows.append(
         table.plain_row(
