@@ -252,6 +252,21 @@ def test_a_missing_file_is_looked_for_again(tmp_path):
     assert audit.measure(table, tmp_path, cache_dir=store)["readable"][0]
 
 
+def test_a_missing_file_does_not_have_the_records_written_anew(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), _house())
+    table, store = _table(["a.png", "gone.png"]), tmp_path / "cache"
+    audit.measure(table, tmp_path, cache_dir=store)
+    (kept,) = store.glob("audit-*.npy")
+    before = kept.stat()
+    found = audit.measure(table, tmp_path, cache_dir=store)
+    assert found["readable"].tolist() == [True, False]
+    (kept,) = store.glob("audit-*.npy")
+    assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == (
+        before.st_ino,
+        before.st_mtime_ns,
+    )
+
+
 def test_a_damaged_cache_is_made_anew(folder, tmp_path):
     table = _table(["plain.jpg"])
     first = audit.measure(table, folder, cache_dir=tmp_path)

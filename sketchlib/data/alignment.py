@@ -86,7 +86,7 @@ def _band(ink: np.ndarray, fine: float, coarse: float) -> np.ndarray:
 
 
 def _blur_broadly(ink: np.ndarray, sigma: float) -> np.ndarray:
-    """A Gaussian of three pixels or more, taken at half the size: a fifth of the work.
+    """A Gaussian of three pixels or more, taken at half the size for speed.
 
     What halving and doubling blur by themselves is taken off the Gaussian's variance.
     """

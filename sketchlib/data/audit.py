@@ -186,8 +186,8 @@ class _Reader:
     def fill(self, rows: Iterable[int]) -> None:
         """Measure pictures into their records, a few dozen decoded at a time.
 
-        To decode many and then measure many takes a fifth less than both by turns:
-        each kind of work finds its code and tables in the processor's cache.
+        To decode many and then measure many takes a tenth to a fifth less than both by
+        turns: each kind of work finds its code and tables in the processor's cache.
         """
         held: list[_Held] = []
         weight = 0

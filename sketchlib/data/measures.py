@@ -22,7 +22,8 @@ _MIN_INK = 20  # grey levels between paper and the faintest ink
 _LEVELS = np.arange(256)
 
 # On each picture's record: what is measured, then the two ink maps; `whole_hash` is
-# made only for pictures that `pixel_hash`, of a small view, cannot tell apart.
+# made where `pixel_hash`, of a small view, cannot tell pictures apart, and for formats
+# that are slow to decode a second time.
 MEASURES = {
     "readable": "?",
     "problem": "U160",

@@ -29,7 +29,7 @@ import numpy as np
 
 from sketchlib import workspace
 
-PATIENCE_SECONDS = 120.0  # without a single finished chunk
+PATIENCE_SECONDS = 120.0  # without any row taken up or chunk finished
 _CHUNK = 64
 _MANY = 600  # rows from which processes are worth their start
 

@@ -72,7 +72,8 @@ def open_records(store: Path | None, paths: list[str], keys: list[str]) -> Recor
     same = [(0, row) for row in range(len(paths))]
     if sources and not remains and known == same and len(sources[0]) == len(paths):
         return Records(sources[0], [])  # nothing changed: stays on the disk
-    if store is None or not (missing or remains):
+    news = any(keys[row] for row in missing)  # a file that is not there is none
+    if store is None or not (news or remains):
         rows = passes.shared_zeros(len(paths), measures.RECORD)
         _take_over(rows, sources, known)
         return Records(rows, missing)

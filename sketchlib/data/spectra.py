@@ -3,7 +3,7 @@
 A flip only changes the sign of odd frequencies and a transpose swaps them. What no
 orientation changes, such as the sum of a frequency even in both directions and its
 mirror image, makes a sieve: its products are never less than those of the
-frequencies in the best orientation, and one product of matrices leaves about one in
+frequencies in the best orientation, and one product of matrices leaves a few in
 a thousand pairs, whose best orientation is then worked out.
 Limits: free rotations up to about 15°, by comparing with turned maps.
 """
