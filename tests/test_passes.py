@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sketchlib.data import audit, cache, manifest, passes
+from sketchlib.data import audit, cache, manifest, mapped, passes
 
 GEOMETRY = cache.Geometry(48, "ink", "grey", "white")
 KIND = np.dtype([("row", "i8"), ("by", "i8")])
@@ -23,7 +23,7 @@ def way(**changes):
 
 
 def test_processes_see_every_row_once_and_share_what_they_write(forked):
-    seen = passes.shared_zeros(200, KIND)
+    seen = mapped.shared_zeros(200, KIND)
 
     def work(row):
         seen[row] = (seen["row"][row] + row, os.getpid())

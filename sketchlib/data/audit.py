@@ -24,6 +24,7 @@ from sketchlib.data import cache, images, measures, passes, records
 
 FRAMES, THUMB_PX = measures.FRAMES, measures.THUMB_PX
 _HELD_BYTES = 16_000_000  # of pictures that are decoded, then measured, at a time
+_FLUSHED = 2000  # pictures after which the disk is asked to take them
 
 FLAGS = (
     "unreadable",
@@ -136,11 +137,11 @@ def inspect(
     """
     store = None if cache_dir is None else records.store_path(cache_dir, data_dir)
     paths = manifest["path"].tolist()
-    keys = [images.stamp_picture(data_dir, path) for path in paths]
-    known = records.open_records(store, paths, keys)
+    files = images.stamp_pictures(data_dir, paths)
+    known = records.open_records(store, paths, [file.key for file in files])
     if known.missing or known.remains:
         filler = _make_filler(manifest, data_dir, geometry, cache_dir)
-        reader = _Reader(paths, data_dir, keys, known.rows, filler)
+        reader = _Reader(paths, data_dir, files, known, filler)
         how = passes.Pass(reader.name, workers, patience, shared=True)
         _read_missing(reader, known.missing, how, progress)
         known.keep()
@@ -168,6 +169,7 @@ class _Held(NamedTuple):
     """A picture between its decoding and its measuring."""
 
     row: int
+    record: np.ndarray  # (1,) `measures.RECORD`, what is known so far
     source: tuple[Path, bytes]
     seen: images.View
 
@@ -176,8 +178,8 @@ class _Held(NamedTuple):
 class _Reader:
     paths: list[str]
     data_dir: Path
-    keys: list[str]
-    records: np.ndarray
+    files: list[images.Stamped]
+    known: records.Records
     filler: cache.Filler | None
 
     def name(self, row: int) -> str:
@@ -192,10 +194,11 @@ class _Reader:
         held: list[_Held] = []
         weight = 0
         for row in rows:
+            record = np.zeros(1, measures.RECORD)
             try:
-                one = self._open(row)
+                one = self._open(row, record)
             except images.PictureError as error:
-                self._note(row, error)
+                self._note(row, record, error)
                 continue
             held.append(one)
             weight += one.seen.stored.size + len(one.source[1])
@@ -204,10 +207,10 @@ class _Reader:
                 held, weight = [], 0
         self._measure(held)
 
-    def _open(self, row: int) -> _Held:
-        path = images.picture_path(self.data_dir, self.paths[row])
+    def _open(self, row: int, made: np.ndarray) -> _Held:
+        path = self._find(row)
         data = images.read_bytes(path)
-        record = self.records[row]
+        record = made[0]
         record["bytes"] = len(data)
         record["sha256"] = hashlib.sha256(data).hexdigest()
         least = measures.LEAST_PX if self.filler is None else self.filler.least_px
@@ -215,36 +218,47 @@ class _Reader:
         record["mode"], record["channels"] = _stored_mode(path, data, seen)
         if not seen.plain:  # decoded whole, and slow to decode a second time
             record["whole_hash"] = measures.whole_hash(seen.colour())
-        return _Held(row, (path, data), seen)
+        return _Held(row, made, (path, data), seen)
+
+    def _find(self, row: int) -> Path:
+        if self.files[row].key:
+            return Path(self.files[row].path)
+        return images.picture_path(self.data_dir, self.paths[row])  # says what is wrong
 
     def _measure(self, held: list[_Held]) -> None:
-        levels = [measures.measure_view(h.seen, self.records[h.row]) for h in held]
-        for (row, source, seen), greys in zip(held, levels, strict=True):
+        levels = [measures.measure_view(one.seen, one.record[0]) for one in held]
+        for one, greys in zip(held, levels, strict=True):
             if self.filler is not None:
-                self.filler.put(row, source, seen, greys)
-            self.records[row]["readable"] = True
-            self._finish(row)
+                self.filler.put(one.row, one.source, one.seen, greys)
+            one.record["readable"] = True
+            self._complete(one.row, one.record)
+        self.known.writer.put([one.row for one in held], [one.record for one in held])
 
-    def _note(self, row: int, error: images.PictureError) -> None:
-        self.records[row]["problem"] = error.reason
+    def _note(self, row: int, record: np.ndarray, error: images.PictureError) -> None:
+        record["problem"] = error.reason
         if self.filler is not None:
             self.filler.miss(row)
-        self._finish(row)
+        self._complete(row, record)
+        self.known.writer.put([row], [record])
 
-    def _finish(self, row: int) -> None:
-        record = self.records[row]
+    def _complete(self, row: int, record: np.ndarray) -> None:
         record["path"] = self.paths[row]
-        if record["sha256"]:  # not for a file that could not even be opened
-            record["key"] = self.keys[row]  # last: the record is complete
+        if record["sha256"][0]:  # not for a file that could not even be opened
+            record["key"] = self.files[row].key
+
+    def flush(self) -> None:
+        """Have the disk take what is finished."""
+        self.known.writer.flush()
+        if self.filler is not None:
+            self.filler.writer.flush()
 
     def settle(self, row: int) -> None:
         """Hash all pixels of a picture that its view cannot tell from another's."""
-        path = images.picture_path(self.data_dir, self.paths[row])
         try:
-            pixels = images.read_picture(path, "colour")
+            pixels = images.read_picture(self._find(row), "colour")
         except images.PictureError:
             return  # it went away meanwhile: the next pass says so
-        self.records[row]["whole_hash"] = measures.whole_hash(pixels)
+        self.known.rows[row]["whole_hash"] = measures.whole_hash(pixels)
 
 
 def _read_missing(
@@ -253,13 +267,16 @@ def _read_missing(
     way: passes.Pass,
     progress: Progress | None,
 ) -> None:
-    total = len(reader.records)
-    done = total - len(missing)
+    total = len(reader.known.rows)
+    done, fresh = total - len(missing), 0
     for count in passes.run_rows(reader.fill, missing, way):
-        done += count
+        done, fresh = done + count, fresh + count
+        if fresh >= _FLUSHED:  # nothing else to do here, and less to wait for at last
+            reader.flush()
+            fresh = 0
         if progress is not None:
             progress(done, total)
-    unsettled, settle = _unsettled(reader.records), passes.one_by_one(reader.settle)
+    unsettled, settle = _unsettled(reader.known.rows), passes.one_by_one(reader.settle)
     for _ in passes.run_rows(settle, unsettled, way):
         pass
 
@@ -280,10 +297,13 @@ def _across_decoders(rows: np.ndarray) -> set[int]:
     A shrunk JPEG's view cannot equal that of the PNG made from it, so the few whose
     measures agree are compared on all their pixels.
     """
-    shrunk = ~np.char.endswith(rows["pixel_hash"], "/1") & rows["readable"]
-    whole = np.flatnonzero(rows["readable"] & ~shrunk)
-    shrunk = np.flatnonzero(shrunk)
-    if len(shrunk) == 0 or len(whole) == 0:
+    halved = ~np.char.endswith(rows["pixel_hash"], "/1")
+    sizes = rows["width"].astype(np.int64) << 32 | rows["height"]
+    shrunk = np.flatnonzero(halved & rows["readable"])
+    whole = np.flatnonzero(~halved & rows["readable"])
+    shrunk = shrunk[np.isin(sizes[shrunk], sizes[whole])]
+    whole = whole[np.isin(sizes[whole], sizes[shrunk])]
+    if len(shrunk) == 0:
         return set()
     names = ("brightness", "paper", "contrast", "ink_left", "ink_top", "ink_right")
     scales = np.array([2.0, 6.0, 60.0, 0.08, 0.08, 0.08])

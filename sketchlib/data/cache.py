@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from sketchlib import workspace
-from sketchlib.data import images, measures, passes
+from sketchlib.data import images, mapped, measures, passes
 
 FITS = ("stretch", "pad", "crop", "ink")
 PAPERS = ("keep", "turn", "white")
@@ -202,6 +202,7 @@ class Filler:
         side = geometry.side_px
         tail = (3,) if geometry.channels == "colour" else ()
         self.pixels = _open_part(paths.part, (total, side, side, *tail))
+        self.writer = mapped.Writer(self.pixels, paths.part)
         self.done = _open_part(paths.done, (total,))
 
     def put(
@@ -225,14 +226,14 @@ class Filler:
         levels = images.halve(greys if is_grey else [seen.colour()], 4 * side)
         for level in reversed(levels):
             plan = _make_plan(images.as_grey(level), self.geometry)
-            is_large = _longer_side(plan[2]) >= _ENOUGH * side
+            is_large = _longer_side(plan[1]) >= _ENOUGH * side
             if is_large:
                 break
         if seen.shrink > 1 and not is_large:
             seen = images.decode_view(*source, least_px=1 << 30)
             self.put(row, source, seen, [seen.grey()])
             return
-        self.pixels[row] = _fit(level, plan, self.geometry)
+        self.writer.put([row], [_fit(level, plan, self.geometry)])
         self.done[row] = 1
 
     def miss(self, row: int) -> None:
@@ -278,7 +279,7 @@ def _open_part(path: Path, shape: tuple[int, ...]) -> np.memmap:
 
 def _make_part(path: Path, shape: tuple[int, ...]) -> None:
     whole = path.with_name(f"{path.name}-{os.getpid()}")
-    passes.shared_file(whole, np.dtype(np.uint8), shape)
+    mapped.shared_file(whole, np.dtype(np.uint8), shape)
     with contextlib.suppress(FileExistsError):  # another run was first
         os.link(whole, path)
     whole.unlink()
@@ -298,35 +299,44 @@ def fit_picture(pixels: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 _Box = tuple[int, int, int, int]  # top, bottom, left, right
-_Plan = tuple[np.ndarray, int, _Box]  # tone table, ground after it, what is shown
+
+
+class _Tones(NamedTuple):
+    """What happens to the greys of a picture."""
+
+    table: np.ndarray  # (256,) uint8, from grey to the wanted paper
+    ground: int  # the paper's grey after it
+    least: int  # the greys that `table` brings near the ground, from
+    most: int  # and to
+
+
+_Plan = tuple[_Tones, _Box]  # and what is shown
 
 
 def _make_plan(grey: np.ndarray, geometry: Geometry) -> _Plan:
-    table, ground = _tone_table(ground_level(grey), geometry.paper)
-    return table, ground, _frame(grey, table, ground, geometry)
+    tones = _make_tones(ground_level(grey), geometry.paper)
+    return tones, _frame(grey, tones, geometry)
 
 
 @lru_cache(1024)
-def _tone_table(ground: int, paper: str) -> tuple[np.ndarray, int]:
-    """(256,) uint8 table from grey to the wanted paper, and the ground after it."""
+def _make_tones(ground: int, paper: str) -> _Tones:
     table = np.arange(256, dtype=np.uint8)
     if paper != "keep" and ground < DARK_GROUND:
         table, ground = 255 - table, 255 - ground
     if paper == "white" and ground < 255:
         level = np.minimum(np.arange(256) * 255 // max(ground, 1), 255).astype(np.uint8)
         table, ground = level[table], 255
-    return table, ground
+    near = np.flatnonzero(np.abs(table.astype(int) - ground) <= _INK_STEP)
+    return _Tones(table, ground, int(near[0]), int(near[-1]))
 
 
-def _frame(
-    grey: np.ndarray, table: np.ndarray, ground: int, geometry: Geometry
-) -> _Box:
+def _frame(grey: np.ndarray, tones: _Tones, geometry: Geometry) -> _Box:
     """The part of the picture that is shown."""
     if geometry.fit == "crop":
         return _middle_square(*grey.shape)
     if geometry.fit != "ink":
         return 0, grey.shape[0], 0, grey.shape[1]
-    return _find_box(cv2.LUT(grey, _is_ink(table, ground)))
+    return _find_box(images.mark_ink(grey, tones.least, tones.most))
 
 
 def _middle_square(height: int, width: int) -> _Box:
@@ -340,7 +350,7 @@ def _longer_side(box: _Box) -> int:
 
 
 def _fit(pixels: np.ndarray, plan: _Plan, geometry: Geometry) -> np.ndarray:
-    table, ground, (top, bottom, left, right) = plan
+    (table, ground, *_), (top, bottom, left, right) = plan
     pixels = pixels[top:bottom, left:right]
     if table[254] != 254:  # not the table that changes nothing
         pixels = cv2.LUT(pixels, table)
@@ -358,10 +368,6 @@ def ground_level(grey: np.ndarray) -> int:
     edge = max(1, min(grey.shape) // 50)
     parts = (grey[:edge], grey[-edge:], grey[:, :edge], grey[:, -edge:])
     return images.middle_level(parts)
-
-
-def _is_ink(table: np.ndarray, ground: int) -> np.ndarray:
-    return (np.abs(table.astype(int) - ground) > _INK_STEP).astype(np.uint8)
 
 
 def _find_box(ink: np.ndarray) -> tuple[int, int, int, int]:

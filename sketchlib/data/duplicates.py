@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from sketchlib.data import alignment, audit, measures, passes, spectra
+from sketchlib.data import alignment, audit, mapped, measures, passes, spectra
 
 ORIENTATIONS = (
     "near",
@@ -272,9 +272,9 @@ class _Search:
         for seen, others in views:
             units = seen.unit, others.unit
             pairs = spectra.find_candidates(*units, others.frame, pool)
-            found += list(spectra.fit_tangents(seen, others, pairs))
+            found += spectra.fit_tangents(seen, others, pairs, pool)
             free = spectra.unlimited(others)
-            found += list(spectra.fit_tangents(seen, free, extra))
+            found += spectra.fit_tangents(seen, free, extra, pool)
         return found
 
     def _verify(self, proposed: list[spectra.Candidates]) -> list[_Match]:
@@ -286,7 +286,7 @@ class _Search:
             np.diff(table.i, prepend=-1) | np.diff(table.j, prepend=-1)
         )
         bounds = [*starts.tolist(), len(table.i)]
-        best = passes.shared_zeros(len(starts), _BEST)
+        best = mapped.shared_zeros(len(starts), _BEST)
 
         def prove(cuts: Iterable[int]) -> None:
             for cut in cuts:

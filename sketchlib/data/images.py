@@ -11,7 +11,7 @@ import io
 import os
 import stat
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -81,26 +81,44 @@ def picture_path(root: Path, relative: str) -> Path:
     Raises:
         PictureError: there is no such file, or a link leads out of `root`.
     """
-    return Path(find_picture(root, relative))
+    return Path(_locate(root, relative)[0])
 
 
-def find_picture(root: Path, relative: str) -> str:
-    """`picture_path` as text, which is made three times as fast."""
-    return _locate(root, relative)[0]
+class Stamped(NamedTuple):
+    """A picture's file, seen but not opened.
+
+    Attributes:
+        path: as of `picture_path`.
+        key: identity of its content: size and time of change; empty when missing.
+    """
+
+    path: str
+    key: str
 
 
-def stamp_picture(root: Path, relative: str) -> str:
-    """Identity of a file's content: size and time of change; empty when missing."""
+def stamp_pictures(root: Path, paths: Iterable[str]) -> list[Stamped]:
+    """Where pictures are, and the identity of what they hold; raises nothing."""
+    links: dict[str, bool] = {}
+    return [_stamp(root, path, links) for path in paths]
+
+
+def _stamp(root: Path, relative: str, links: dict[str, bool]) -> Stamped:
     try:
-        path, found = _locate(root, relative)
+        path, found = _locate(root, relative, links)
         found = found or os.stat(path)
     except (PictureError, OSError, ValueError):
-        return ""
-    return f"{found.st_size:x}-{found.st_mtime_ns:x}"
+        return Stamped(f"{root}/{relative}", "")
+    return Stamped(path, f"{found.st_size:x}-{found.st_mtime_ns:x}")
 
 
-def _locate(root: Path, relative: str) -> tuple[str, os.stat_result | None]:
-    """The path, and its state where no link leads there."""
+def _locate(
+    root: Path, relative: str, links: dict[str, bool] | None = None
+) -> tuple[str, os.stat_result | None]:
+    """The path, and its state where no link leads there.
+
+    `links` remembers between calls which folders need the slow, resolving check.
+    """
+    links = {} if links is None else links
     for form in (None, "NFC", "NFD"):
         name = relative if form is None else unicodedata.normalize(form, relative)
         path = f"{root}/{name}"
@@ -108,7 +126,10 @@ def _locate(root: Path, relative: str) -> tuple[str, os.stat_result | None]:
             found = os.lstat(path)
         except (OSError, ValueError):
             continue
-        if not (stat.S_ISLNK(found.st_mode) or _has_link(f"{root}", name)):
+        folder = name.rpartition("/")[0]
+        if folder not in links:
+            links[folder] = _has_link(f"{root}", folder)
+        if not (stat.S_ISLNK(found.st_mode) or links[folder] or name == ".."):
             return path, found
         if not os.path.exists(path):
             continue
@@ -118,15 +139,13 @@ def _locate(root: Path, relative: str) -> tuple[str, os.stat_result | None]:
     raise PictureError(root / relative, "does not exist")
 
 
-def _has_link(root: str, name: str) -> bool:
+def _has_link(root: str, folder: str) -> bool:
     """Whether a folder between needs the slow, resolving check."""
-    at = name.rfind("/")
-    while at > 0:
-        name = name[:at]
-        if name.endswith("..") or os.path.islink(f"{root}/{name}"):
+    while folder:
+        if folder.endswith("..") or os.path.islink(f"{root}/{folder}"):
             return True
-        at = name.rfind("/")
-    return name == ".."
+        folder = folder.rpartition("/")[0]
+    return False
 
 
 def _is_inside(root: Path, path: Path) -> bool:
@@ -375,9 +394,22 @@ def shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def middle_level(parts: Sequence[np.ndarray]) -> int:
     """The lower median of the grey levels of several pieces, 0-255."""
-    pixels = np.concatenate([part.ravel() for part in parts])
-    counts = np.bincount(pixels, minlength=256)
-    return int(counts.cumsum().searchsorted(pixels.size / 2))
+    pixels = np.concatenate(parts, axis=None)
+    middle = (pixels.size - 1) // 2
+    return int(np.partition(pixels, middle)[middle])
+
+
+def mark_ink(grey: np.ndarray, low: int, high: int) -> np.ndarray:
+    """(H, W) uint8: 1 where a grey is below `low` or above `high`, else 0.
+
+    Args:
+        grey: (H, W) uint8.
+        low: 0 to `high`.
+        high: to 255.
+    """
+    if high >= 255:
+        return (grey < low).view(np.uint8)
+    return (grey - np.uint8(low) > high - low).view(np.uint8)  # below `low` wraps round
 
 
 def as_grey(pixels: np.ndarray) -> np.ndarray:

@@ -48,9 +48,10 @@ MEASURES = {
     "pixel_hash": "U48",
 }
 RECORD = np.dtype(
-    [("path", "U400"), ("key", "U32"), ("whole_hash", "U48")]
+    [("path", "U400"), ("whole_hash", "U48")]
     + list(MEASURES.items())
     + [("thumbs", "u1", (len(FRAMES), THUMB_PX, THUMB_PX))]
+    + [("key", "U32")]  # last, so that a record with a key was written to its end
 )
 
 
@@ -70,8 +71,8 @@ def measure_view(seen: images.View, record: np.void) -> list[np.ndarray]:
     depths = np.bincount(np.abs(_LEVELS - paper), counts, 256)
     contrast = _top_level(depths)
     step = int(max(_MIN_INK, 0.3 * contrast))
-    is_ink, tone = _is_ink(paper, step), _ink_curve(paper, contrast)
-    mask = cv2.LUT(view, is_ink)
+    ground = max(paper - step, 0), min(paper + step, 255)
+    mask, tone = images.mark_ink(view, *ground), _ink_curve(paper, contrast)
     box = _ink_box(mask)
     record["width"], record["height"] = seen.width, seen.height
     record["brightness"], record["paper"] = counts @ _LEVELS / view.size, paper
@@ -81,10 +82,14 @@ def measure_view(seen: images.View, record: np.void) -> list[np.ndarray]:
     record["colourfulness"] = _colourfulness(seen.stored)
     record["blur"] = _blur(view, contrast)
     record["border"] = _border(mask)
-    record["text_band"] = _text_band(levels[max(len(levels) - 2, 0)], is_ink)
+    record["text_band"] = _text_band(levels[max(len(levels) - 2, 0)], ground)
     thumbs = record["thumbs"]
-    _ink_map(levels, box, tone, thumbs[0])
-    _ink_map(levels, (0.0, 0.0, 1.0, 1.0), tone, thumbs[1])
+    toned = {len(levels) - 1: cv2.LUT(view, tone)}
+    for frame, canvas in zip((box, (0.0, 0.0, 1.0, 1.0)), thumbs, strict=True):
+        at = _choose_level(levels, frame)
+        if at not in toned:
+            toned[at] = cv2.LUT(levels[at], tone)
+        _ink_map(toned[at], frame, canvas)
     record["pixel_hash"] = _view_hash(view, seen)
     return levels
 
@@ -142,12 +147,6 @@ def _ink_box(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 
 @lru_cache(4096)
-def _is_ink(paper: int, step: int) -> np.ndarray:
-    """(256,) uint8 table: 1 where a grey is more than `step` from the paper."""
-    return (np.abs(_LEVELS - paper) > step).astype(np.uint8)
-
-
-@lru_cache(4096)
 def _ink_curve(paper: int, contrast: int) -> np.ndarray:
     """(256,) uint8 table from grey to ink; paper grain is 0, full ink 255.
 
@@ -160,29 +159,32 @@ def _ink_curve(paper: int, contrast: int) -> np.ndarray:
 
 
 def _ink_map(
-    levels: list[np.ndarray],
-    box: tuple[float, float, float, float],
-    tone: np.ndarray,
-    canvas: np.ndarray,
+    ink: np.ndarray, box: tuple[float, float, float, float], canvas: np.ndarray
 ) -> None:
     """Lay the ink of a box of the picture on (96, 96) paper, aspect kept, centred."""
-    level = next(
-        (at for at in reversed(levels) if _box_side(at, box) >= THUMB_PX), levels[0]
-    )
-    height, width = level.shape
+    height, width = ink.shape
     left, right = int(box[0] * width), max(round(box[2] * width), 1)
     top, bottom = int(box[1] * height), max(round(box[3] * height), 1)
-    part = level[min(top, bottom - 1) : bottom, min(left, right - 1) : right]
+    part = ink[min(top, bottom - 1) : bottom, min(left, right - 1) : right]
     scale = THUMB_PX / max(part.shape)
     size = [max(1, min(THUMB_PX, round(side * scale))) for side in part.shape]
-    ink = cv2.LUT(part, tone)
     if scale < 0.5:
-        ink = images.shrink(ink, size[1], size[0])
+        part = images.shrink(part, size[1], size[0])
     else:
-        ink = cv2.resize(ink, size[::-1], interpolation=cv2.INTER_LINEAR)
+        part = cv2.resize(part, size[::-1], interpolation=cv2.INTER_LINEAR)
     y, x = (THUMB_PX - size[0]) // 2, (THUMB_PX - size[1]) // 2
     canvas[:] = 0
-    canvas[y : y + size[0], x : x + size[1]] = ink
+    canvas[y : y + size[0], x : x + size[1]] = part
+
+
+def _choose_level(
+    levels: list[np.ndarray], box: tuple[float, float, float, float]
+) -> int:
+    """The smallest in which the box is as large as an ink map; else the largest."""
+    for at in range(len(levels) - 1, 0, -1):
+        if _box_side(levels[at], box) >= THUMB_PX:
+            return at
+    return 0
 
 
 def _box_side(level: np.ndarray, box: tuple[float, float, float, float]) -> float:
@@ -223,7 +225,7 @@ def _border(mask: np.ndarray) -> float:
     return float(min(edge.mean(axis=1).max() for edge in (*rows, *columns)))
 
 
-def _text_band(level: np.ndarray, is_ink: np.ndarray) -> float:
+def _text_band(level: np.ndarray, ground: tuple[int, int]) -> float:
     """Strokes per row of the busiest band of rows at the top or bottom edge.
 
     Lettering crosses many short strokes in each of a few neighbouring rows.
@@ -231,7 +233,7 @@ def _text_band(level: np.ndarray, is_ink: np.ndarray) -> float:
     tall = round(0.18 * level.shape[0])
     if tall < 6 or level.shape[1] < 2:
         return 0.0
-    inked = cv2.LUT(np.concatenate([level[:tall], level[-tall:]]), is_ink)
+    inked = images.mark_ink(np.concatenate([level[:tall], level[-tall:]]), *ground)
     rises = cv2.subtract(inked[:, 1:], inked[:, :-1])  # never below 0
     strokes = cv2.reduce(rises, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).reshape(2, tall)
     four = np.minimum(strokes[:, 1:], strokes[:, :-1])

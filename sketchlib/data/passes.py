@@ -9,7 +9,6 @@ shared memory. Limits: a read that hangs is reported, not revived.
 
 import contextlib
 import gc
-import mmap
 import multiprocessing
 import os
 import queue
@@ -21,13 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
-
-from sketchlib import workspace
 
 PATIENCE_SECONDS = 120.0  # without any row taken up or chunk finished
 _CHUNK = 64
@@ -184,28 +179,6 @@ def _stalled(rows: Sequence[int], way: Pass) -> StalledError:
 
 
 # --- processes ----------------------------------------------------------------------
-
-
-def shared_zeros(count: int, kind: np.dtype) -> np.ndarray:
-    """(count,) records that forked processes write into."""
-    if count == 0:
-        return np.zeros(0, kind)
-    memory = mmap.mmap(-1, count * kind.itemsize)  # anonymous and shared
-    return np.frombuffer(memory, kind)
-
-
-def shared_file(path: Path, kind: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Zeros in a new file, mapped, that forked processes write into.
-
-    Raises:
-        OSError: there is no room for all of it; no file is left.
-    """
-    with workspace.atomic_path(path) as temporary:
-        made = np.lib.format.open_memmap(temporary, "w+", kind, shape)
-        if hasattr(os, "posix_fallocate"):  # a full disk shows here, not as a crash
-            with temporary.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, made.offset + made.nbytes)
-    return np.load(path, mmap_mode="r+").view(np.ndarray)
 
 
 def _run_forked(work: Work, rows: list[int], way: Pass, count: int) -> Iterator[int]:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from sketchlib import workspace
-from sketchlib.data import measures, passes
+from sketchlib.data import mapped, measures
 
-VERSION = 4  # raise it when a measure or an ink map changes its meaning
+VERSION = 5  # raise it when a measure or an ink map changes its meaning
 
 
 def store_path(cache_dir: Path, data_dir: Path) -> Path:
@@ -31,7 +31,8 @@ class Records:
     """The records of one manifest, some of them still to be made.
 
     Attributes:
-        rows: (N,) `measures.RECORD`, in manifest order; processes may write to them.
+        rows: (N,) `measures.RECORD`, in manifest order.
+        writer: puts finished records into `rows`, from any process.
         missing: the rows that have to be read.
         store: where they are kept; None keeps nothing.
         part: the file behind `rows`, where there is one.
@@ -39,6 +40,7 @@ class Records:
     """
 
     rows: np.ndarray
+    writer: mapped.Writer
     missing: list[int]
     store: Path | None = None
     part: Path | None = None
@@ -71,21 +73,23 @@ def open_records(store: Path | None, paths: list[str], keys: list[str]) -> Recor
     missing = [row for row, at in enumerate(known) if at is None]
     same = [(0, row) for row in range(len(paths))]
     if sources and not remains and known == same and len(sources[0]) == len(paths):
-        return Records(sources[0], [])  # nothing changed: stays on the disk
+        rows = sources[0]  # nothing changed: stays on the disk
+        return Records(rows, mapped.Writer(rows), [])
     news = any(keys[row] for row in missing)  # a file that is not there is none
     if store is None or not (news or remains):
-        rows = passes.shared_zeros(len(paths), measures.RECORD)
+        rows = mapped.shared_zeros(len(paths), measures.RECORD)
         _take_over(rows, sources, known)
-        return Records(rows, missing)
+        return Records(rows, mapped.Writer(rows), missing)
     others = _of_others(sources, paths)
     part = store.with_name(f"{store.stem}.{os.getpid()}.part.npy")
     part.unlink(missing_ok=True)
     shape = (len(paths) + sum(map(len, others)),)
-    rows = passes.shared_file(part, measures.RECORD, shape)
+    rows = mapped.shared_file(part, measures.RECORD, shape)
     _take_over(rows, sources, known)
     if others:
         rows[len(paths) :] = np.concatenate(others)
-    return Records(rows[: len(paths)], missing, store, part, remains)
+    writer = mapped.Writer(rows, part)
+    return Records(rows[: len(paths)], writer, missing, store, part, remains)
 
 
 def _find_remains(store: Path | None) -> tuple[Path, ...]:

@@ -9,7 +9,8 @@ Limits: free rotations up to about 15°, by comparing with turned maps.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,7 +25,7 @@ from sketchlib.data import passes
 STEPS = list(itertools.product((False, True), repeat=3))
 SMALL_PX = 32  # side at which frequencies are taken
 _SIEVED = 8  # frequencies per side that the sieve looks at
-_BLOCK = 512
+_BLOCK, _WIDE = 512, 1024  # pictures compared with pictures at a time
 _FEW = 64  # maps worked on at a time: they stay in the processor's cache
 _FIRST_STRETCH = 1.12  # greatest ratio of the two scales in the rough first fit
 
@@ -92,14 +93,15 @@ def shrink_maps(
 ) -> np.ndarray:
     """(n, 32, 32) uint8 of one frame of some of (N, 2, 96, 96) ink maps."""
     small = np.empty((len(rows), SMALL_PX, SMALL_PX), np.uint8)
-    size = (SMALL_PX, SMALL_PX)
 
     def shrink(part: slice) -> None:
-        for at, row in enumerate(rows[part].tolist(), part.start):
-            ink = thumbs[row, index]
-            cv2.resize(ink, size, small[at], interpolation=cv2.INTER_AREA)
+        stacked = thumbs[rows[part], index].reshape(-1, thumbs.shape[-1])
+        size = (SMALL_PX, SMALL_PX * (part.stop - part.start))
+        cv2.resize(
+            stacked, size, small[part].reshape(size[::-1]), interpolation=cv2.INTER_AREA
+        )  # a whole ratio: no map reaches into the next
 
-    list(pool.map(shrink, _parts(len(rows), _BLOCK)))
+    list(pool.map(shrink, _parts(len(rows), _FEW)))
     return small
 
 
@@ -244,24 +246,43 @@ def find_candidates(
     parts = _by_parity(unit)
     sides = _by_parity(others), _by_parity(others.swapaxes(1, 2))
     total = len(unit)
+    room = _Room()
 
-    def compare(corner: tuple[int, int]) -> np.ndarray:
-        top, left = corner
-        alike = one[top : top + _BLOCK] @ two[left : left + _BLOCK].T
-        flat = np.flatnonzero(alike >= frame.sieve)  # argwhere is forty times slower
-        i, j = np.divmod(flat, alike.shape[1])
-        i, j = i + top, j + left
-        i, j = i[i < j], j[i < j]
-        best = [_best_of_flips(parts[i], side[j]) for side in sides]
-        kept = np.maximum(*best) >= frame.cosine
-        return np.column_stack([i[kept], j[kept]]).astype(np.int32)
+    def compare(top: int) -> list[np.ndarray]:
+        """One strip of the table, block by block."""
+        strip = one[top : top + _BLOCK]
+        found = []
+        for left in range(top, total, _WIDE):
+            i, j = room.products_above(strip, two[left : left + _WIDE], frame.sieve)
+            i, j = i + top, j + left
+            i, j = i[i < j], j[i < j]
+            best = [_best_of_flips(parts[i], side[j]) for side in sides]
+            kept = np.maximum(*best) >= frame.cosine
+            found.append(np.column_stack([i[kept], j[kept]]).astype(np.int32))
+        return found
 
-    corners = [
-        (top, left)
-        for top in range(0, total, _BLOCK)
-        for left in range(top, total, _BLOCK)
-    ]
-    return np.concatenate(list(pool.map(compare, corners)))
+    strips = pool.map(compare, range(0, total, _BLOCK))
+    return np.concatenate([block for strip in strips for block in strip])
+
+
+class _Room(threading.local):
+    """Memory of a thread for one block; new pages would halve what threads gain."""
+
+    def __init__(self) -> None:
+        self.products = np.empty(_BLOCK * _WIDE, np.float32)
+        self.above = np.empty(_BLOCK * _WIDE, bool)
+
+    def products_above(
+        self, one: np.ndarray, two: np.ndarray, least: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where rows of (n, K) and of (m, K) have a product of at least `least`."""
+        shape = len(one), len(two)
+        products = self.products[: shape[0] * shape[1]]
+        above = self.above[: len(products)]
+        np.matmul(one, two.T, out=products.reshape(shape))
+        np.greater_equal(products, least, out=above)
+        i, j = np.divmod(np.flatnonzero(above), shape[1])  # argwhere is far slower
+        return i, j
 
 
 def compare_all(unit: np.ndarray, others: np.ndarray, frame: Frame) -> np.ndarray:
@@ -285,27 +306,33 @@ def oriented(unit: np.ndarray) -> np.ndarray:
 
 
 def fit_tangents(
-    seen: Spectra, others: Spectra, pairs: np.ndarray
-) -> Iterator[Candidates]:
+    seen: Spectra, others: Spectra, pairs: np.ndarray, pool: ThreadPoolExecutor
+) -> list[Candidates]:
     """The pairs, with their orientations, that the first-order fit keeps.
 
     Args:
         seen: the first pictures, not turned.
         others: the second pictures; its frame decides what is kept.
         pairs: (M, 2) rows.
+        pool: threads that share the work.
     """
-    for start in range(0, len(pairs), 4 * _BLOCK):
-        i, j = pairs[start : start + 4 * _BLOCK].T
+
+    def fit(part: slice) -> list[Candidates]:
+        i, j = pairs[part].T
         turned = oriented(others.unit[j])  # (8, n, W·W)
         flat = seen.unit[i].reshape(len(i), -1)
         cosines = np.einsum("onk,nk->on", turned, flat)
         cosines[0] += 0.005  # of equals, upright is the plain answer
-        for rank in (-1, -2):
-            o = np.argsort(cosines, axis=0)[rank]
+        order, found = np.argsort(cosines, axis=0), []
+        for o in (order[-1], order[-2]):
             close = np.take_along_axis(cosines, o[None], 0)[0] >= others.frame.cosine
             chosen = np.flatnonzero(close)
-            target = turned[o[chosen], chosen]
-            yield project(seen, (i[chosen], j[chosen], o[chosen]), target, others.frame)
+            which, target = (i[chosen], j[chosen], o[chosen]), turned[o[chosen], chosen]
+            found.append(project(seen, which, target, others.frame))
+        return found
+
+    done = pool.map(fit, _parts(len(pairs), _BLOCK))
+    return [candidates for part in done for candidates in part]
 
 
 def _tangents(small: np.ndarray, waves: int) -> np.ndarray:
