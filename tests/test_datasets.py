@@ -112,3 +112,32 @@ def test_f45_spawned_workers_draw_the_same(examples):
     pictures = torch.cat([batch[0] for batch in batches])
     assert torch.equal(seen, order)
     assert torch.equal(pictures[seen.argsort()], alone)
+
+
+@pytest.mark.parametrize("channels", ["grey", "colour"])
+def test_a_batch_is_its_pictures_one_by_one(world, tmp_path, channels):
+    table = manifest.train_rows(manifest.read_manifest(world))
+    geometry = cache.Geometry(32, "ink", channels, "white")
+    pixels = cache.open_pixels(table, world, geometry, tmp_path)
+    rows = datasets.Examples(pixels, np.arange(len(table)), table["label"].to_numpy())
+    dataset = datasets.SketchDataset(rows, "affine_boxes", seed=3)
+    indices = [(0, 5), (1, 2), (0, 0)]
+    images, targets, positions = dataset.__getitems__(indices)
+    alone = [dataset[index] for index in indices]
+    assert torch.equal(images, torch.stack([one[0] for one in alone]))
+    assert targets.dtype == torch.int64
+    assert targets.tolist() == [one[1] for one in alone]
+    assert positions.tolist() == [5, 2, 0]
+
+
+def test_colour_batches_lie_as_the_network_wants_them():
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 8, 6, 3), np.uint8)
+    batch = datasets.as_batch(pictures)
+    assert batch.shape == (4, 3, 8, 6)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
+    made = datasets.to_input(batch, mean, std)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    plain = (pictures / 255 - mean.numpy()) / std.numpy()
+    assert np.abs(made.permute(0, 2, 3, 1).numpy() - plain).max() < 1e-5
+    torch.testing.assert_close(made, datasets.to_input(batch.contiguous(), mean, std))

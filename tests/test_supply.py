@@ -13,9 +13,9 @@ from sketchlib.training import datasets, folds, supply
 class Slow(datasets.SketchDataset):
     """A disk that takes its time: pictures wait without using the processor."""
 
-    def __getitem__(self, index):
+    def draw(self, index):
         time.sleep(0.004)
-        return super().__getitem__(index)
+        return super().draw(index)
 
 
 @pytest.fixture

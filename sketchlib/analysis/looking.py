@@ -67,7 +67,7 @@ class Glass:
             held = np.flatnonzero((rows["fold"] == fold).to_numpy())
             for part in np.array_split(held, max(1, len(held) // batch)):
                 pictures = self.pictures(rows.iloc[part])
-                images = torch.stack([datasets.as_tensor(one) for one in pictures])
+                images = datasets.as_batch(pictures)
                 cams[part] = gradcam.make_cam(
                     model,
                     datasets.to_input(images, mean, std),

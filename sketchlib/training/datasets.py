@@ -21,6 +21,7 @@ from sketchlib.training import processes, transforms
 from sketchlib.training.recipe import Stage, find_stage
 
 Index = tuple[int, int]  # (draw, position)
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pictures, labels, positions
 REPEAT = 10**6  # draw = epoch + REPEAT · how often the row came before in this epoch
 
 
@@ -75,6 +76,18 @@ class SketchDataset(Dataset):
 
     def __getitem__(self, index: Index) -> tuple[torch.Tensor, int, int]:
         """(C, S, S) uint8 picture, label, position."""
+        position = index[1]
+        drawn = self.draw(index)
+        return as_tensor(drawn), int(self.examples.labels[position]), position
+
+    def __getitems__(self, indices: Sequence[Index]) -> Batch:
+        """The batch of `indices`, stacked once instead of picture by picture."""
+        positions = torch.tensor([position for _, position in indices])
+        targets = torch.as_tensor(self.examples.labels)[positions]
+        return as_batch([self.draw(index) for index in indices]), targets, positions
+
+    def draw(self, index: Index) -> np.ndarray:
+        """(S, S) or (S, S, 3) uint8, augmented."""
         draw, position = index
         stage = find_stage(self.stages, draw % REPEAT)
         row = int(self.examples.rows[position])
@@ -83,8 +96,7 @@ class SketchDataset(Dataset):
             size = (stage.side_px, stage.side_px)
             pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
         recipe = self._recipes[stage.augment]
-        drawn = transforms.draw(recipe, pixels, self.seed, draw, row)
-        return as_tensor(drawn), int(self.examples.labels[position]), position
+        return transforms.draw(recipe, pixels, self.seed, draw, row)
 
 
 class EpochSampler(Sampler[Index]):
@@ -185,12 +197,18 @@ def make_loader(
     return DataLoader(
         dataset,
         batch_sampler=SharedBatches(sampler, batch_size, drop_last=lone),
+        collate_fn=_as_it_is,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_quiet_worker,
         timeout=120 if workers else 0,  # a stalled network disk: an error, not a hang
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """What `SketchDataset` gives is a batch already."""
+    return batch
 
 
 def _quiet_worker(_: int) -> None:
@@ -204,6 +222,12 @@ def as_tensor(pixels: np.ndarray) -> torch.Tensor:
     if pixels.ndim == 2:
         return torch.from_numpy(np.array(pixels[None]))
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1)))
+
+
+def as_batch(pictures: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
+    """B pictures (S, S) → (B, 1, S, S); (S, S, 3) → (B, 3, S, S), channels last."""
+    stacked = torch.from_numpy(np.stack(list(pictures)))
+    return stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)
 
 
 def as_picture(tensor: torch.Tensor) -> np.ndarray:
@@ -237,6 +261,12 @@ def to_input(
         mean: (3,) of the model, for pixels 0-1.
         std: (3,) likewise.
     """
-    scaled = images.float().div_(255.0)
-    centred = scaled - mean.view(1, 3, 1, 1)  # grey broadcasts
-    return centred.div_(std.view(1, 3, 1, 1))  # in place: new pages cost more
+    scale, shift = 1 / (255 * std), -mean / std
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    if last and images.shape[1] == 3:  # rows of r g b r g b, or there are loops of 3
+        size, _, height, width = images.shape
+        rows = images.permute(0, 2, 3, 1).reshape(size * height, width * 3).float()
+        rows.mul_(scale.repeat(width)).add_(shift.repeat(width))
+        return rows.view(size, height, width, 3).permute(0, 3, 1, 2)
+    scaled = images.float() * scale.view(1, 3, 1, 1)  # grey broadcasts
+    return scaled.add_(shift.view(1, 3, 1, 1))  # in place: new pages cost more

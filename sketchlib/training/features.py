@@ -81,9 +81,7 @@ def _compute(
     quick = way.place(kernels.fold_for_inference(model, pixels.geometry.side_px))
     total, parts = len(pixels.pixels), []
     for start in range(0, total, 64):
-        batch = np.array(pixels.pixels[start : start + 64])
-        images = torch.stack([datasets.as_tensor(picture) for picture in batch])
-        images = images.to(way.device)
+        images = datasets.as_batch(pixels.pixels[start : start + 64]).to(way.device)
         seen = [images, *(viewing.look(images, view) for view in views)]
         inputs = [datasets.to_input(each, mean, std) for each in seen]
         with way.autocast():

@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
@@ -155,6 +154,7 @@ class _State:
         self.recipe = recipe
         self.train = train
         self.bare = way.place(model)
+        self.parameters = list(model.parameters())  # listing them takes half a ms
         self.stats = tuple(value.to(way.device) for value in models.input_stats(model))
         self.way = way
         self.classes = int(model.num_classes)  # type: ignore[arg-type]
@@ -178,9 +178,7 @@ class _State:
         optimizer = optim.make_optimizer(model, recipe, recipe.lr)
         self.schedule = optim.make_schedule(optimizer, recipe, self.updates)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.loader = prepare_data_loader(  # batches are shared out already
-            loader, self.accelerator.device, num_processes=1, put_on_device=True
-        )
+        self.loader = loader
         self.loss = composites.make_loss(
             model, recipe, train.labels, self.classes, way.device
         )
@@ -194,6 +192,16 @@ class _State:
     def averaged(self) -> nn.Module:
         """The weights that are scored: their average where there is one."""
         return self.ema.module if self.ema else self.bare
+
+    def feed(self) -> Iterator[datasets.Batch]:
+        """The batches of an epoch on the device; positions stay where they are."""
+        device = self.accelerator.device
+        for images, targets, positions in self.loader:
+            yield (
+                images.to(device, non_blocking=True),
+                targets.to(device, non_blocking=True),
+                positions,
+            )
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint holds beside the position."""
@@ -286,10 +294,10 @@ def _train_epoch(state: _State, position: Position, keeper: checkpoints.Keeper) 
     mix = _make_mix(recipe, state.classes, epoch)
     began = time.perf_counter() - position.seconds
     for images, targets, rows in itertools.islice(
-        state.loader, state.updates - position.step
+        state.feed(), state.updates - position.step
     ):
-        _seed_step(recipe.seed, epoch, position.step)
-        weights = state.weights[rows.cpu()].to(targets.device)
+        _seed_step(state, epoch, position.step)
+        weights = state.weights[rows].to(targets.device)
         loss = _update(state, _mix(state, mix, images, targets), weights)
         if not math.isfinite(loss):
             _raise_not_finite(state, position, keeper, rows, f"the loss is {loss}")
@@ -311,10 +319,15 @@ def _train_epoch(state: _State, position: Position, keeper: checkpoints.Keeper) 
         _raise_not_finite(state, position, keeper, torch.zeros(0), found)
 
 
-def _seed_step(seed: int, epoch: int, step: int) -> None:
-    entropy = [seed, epoch, step, *[processes.rank()] * (processes.count() > 1)]
+def _seed_step(state: _State, epoch: int, step: int) -> None:
+    entropy = [
+        state.recipe.seed,
+        epoch,
+        step,
+        *[processes.rank()] * (processes.count() > 1),
+    ]
     mixed = np.random.SeedSequence(entropy).generate_state(1)[0]
-    workspace.seed_everything(int(mixed))
+    workspace.seed_everything(int(mixed), devices=state.way.device != "cpu")
 
 
 def _raise_not_finite(
@@ -365,9 +378,7 @@ def _update(
             state.parts.shrink(error, len(weights), "training")
     if math.isfinite(loss):
         if state.recipe.clip_norm:
-            state.accelerator.clip_grad_norm_(
-                state.model.parameters(), state.recipe.clip_norm
-            )
+            state.accelerator.clip_grad_norm_(state.parameters, state.recipe.clip_norm)
         state.optimizer.step()
     state.optimizer.zero_grad()
     return loss
@@ -528,7 +539,7 @@ def _learn_batch_norm(state: _State) -> None:
         datasets.to_input(images, *state.stats).contiguous(
             memory_format=state.way.memory_format
         )
-        for images, _, _ in state.loader
+        for images, _, _ in state.feed()
     )
     update_bn(inputs, state.bare)
 
@@ -562,8 +573,8 @@ def find_lr(
         images, targets, rows = batch
         for group, scale in zip(state.optimizer.param_groups, base, strict=True):
             group["lr"] = rate * scale
-        _seed_step(recipe.seed, 0, step)
-        weights = state.weights[rows.cpu()].to(targets.device)
+        _seed_step(state, 0, step)
+        weights = state.weights[rows].to(targets.device)
         loss = _update(state, (images, targets), weights)
         lowest = min((row["loss"] for row in found), default=loss)
         if not math.isfinite(loss) or (step > 5 and loss > 4 * lowest):
@@ -572,10 +583,10 @@ def find_lr(
     return pd.DataFrame(found)
 
 
-def _loop_epochs(state: _State) -> Iterator[DataLoader]:
+def _loop_epochs(state: _State) -> Iterator[Iterator[datasets.Batch]]:
     for epoch in itertools.count():
         state.sampler.epoch = epoch
-        yield state.loader
+        yield state.feed()
 
 
 def try_update(
@@ -588,8 +599,8 @@ def try_update(
     """
     state = _State(copy.deepcopy(model), train, recipe, way, 0)
     state.model.train()
-    images, targets, rows = next(iter(state.loader))
+    images, targets, rows = next(state.feed())
     mix = _make_mix(recipe, state.classes, 0)
     batch = _mix(state, mix, images, targets)
-    _accumulate(state, batch, state.weights[rows.cpu()].to(targets.device))
+    _accumulate(state, batch, state.weights[rows].to(targets.device))
     state.optimizer.step()

@@ -331,7 +331,7 @@ def _draw_view(
             transforms.draw(recipe, np.asarray(pixels.pixels[row]), *stream, row)
             for row in rows
         ]
-        batch = torch.stack([datasets.as_tensor(picture) for picture in drawn])
+        batch = datasets.as_batch(drawn)
         inputs = datasets.to_input(batch.to(track.way.device), *stats)
         with track.way.autocast():
             found = model(inputs.contiguous(memory_format=track.way.memory_format))

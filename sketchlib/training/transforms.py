@@ -82,8 +82,8 @@ def find_ground(pixels: np.ndarray) -> steps.Ground:
     )  # fmt: skip
     if pixels.ndim == 2:
         return sorted([pixels.item(point) for point in points])[4]
-    seen = sorted((tuple(map(int, pixels[point])) for point in points), key=sum)
-    return seen[4]
+    rows, columns = zip(*points, strict=True)
+    return tuple(sorted(pixels[rows, columns].tolist(), key=sum)[4])
 
 
 class _Canvas:
