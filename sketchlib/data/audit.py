@@ -140,6 +140,8 @@ def inspect(
     files = images.stamp_pictures(data_dir, paths)
     known = records.open_records(store, paths, [file.key for file in files])
     if known.missing or known.remains:
+        from sketchlib.data import loops  # noqa: F401  # compiled before a fork
+
         filler = _make_filler(manifest, data_dir, geometry, cache_dir)
         reader = _Reader(paths, data_dir, files, known, filler)
         how = passes.Pass(reader.name, workers, patience, shared=True)

@@ -314,8 +314,23 @@ _Plan = tuple[_Tones, _Box]  # and what is shown
 
 
 def _make_plan(grey: np.ndarray, geometry: Geometry) -> _Plan:
+    if geometry.fit == "ink":
+        from sketchlib.data import loops
+
+        papers, ring = _list_papers(geometry.paper), _ring_width(grey)
+        ground, *box = loops.find_drawing(loops.whole_rows(grey), ring, papers)
+        return _make_tones(ground, geometry.paper), (box[0], box[1], box[2], box[3])
     tones = _make_tones(ground_level(grey), geometry.paper)
-    return tones, _frame(grey, tones, geometry)
+    if geometry.fit == "crop":
+        return tones, _middle_square(*grey.shape)
+    return tones, (0, grey.shape[0], 0, grey.shape[1])
+
+
+@lru_cache
+def _list_papers(paper: str) -> np.ndarray:
+    """(256, 2) int64: the greys that count as paper, by the ground's grey."""
+    found = [_make_tones(ground, paper) for ground in range(256)]
+    return np.array([(tones.least, tones.most) for tones in found], np.int64)
 
 
 @lru_cache(1024)
@@ -328,15 +343,6 @@ def _make_tones(ground: int, paper: str) -> _Tones:
         table, ground = level[table], 255
     near = np.flatnonzero(np.abs(table.astype(int) - ground) <= _INK_STEP)
     return _Tones(table, ground, int(near[0]), int(near[-1]))
-
-
-def _frame(grey: np.ndarray, tones: _Tones, geometry: Geometry) -> _Box:
-    """The part of the picture that is shown."""
-    if geometry.fit == "crop":
-        return _middle_square(*grey.shape)
-    if geometry.fit != "ink":
-        return 0, grey.shape[0], 0, grey.shape[1]
-    return _find_box(images.mark_ink(grey, tones.least, tones.most))
 
 
 def _middle_square(height: int, width: int) -> _Box:
@@ -365,18 +371,13 @@ def _fit(pixels: np.ndarray, plan: _Plan, geometry: Geometry) -> np.ndarray:
 
 def ground_level(grey: np.ndarray) -> int:
     """Grey level of the paper: the median of a picture's outermost pixels, 0-255."""
-    edge = max(1, min(grey.shape) // 50)
-    parts = (grey[:edge], grey[-edge:], grey[:, :edge], grey[:, -edge:])
-    return images.middle_level(parts)
+    from sketchlib.data import loops
+
+    return loops.ring_level(loops.whole_rows(grey), 0, _ring_width(grey))
 
 
-def _find_box(ink: np.ndarray) -> tuple[int, int, int, int]:
-    """The box around the ones of an (H, W) uint8 mask."""
-    sums = [cv2.reduce(ink, axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S) for axis in (1, 0)]
-    rows, columns = (np.flatnonzero(part.ravel() >= 2) for part in sums)
-    if len(rows) == 0 or len(columns) == 0:
-        return 0, ink.shape[0], 0, ink.shape[1]
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+def _ring_width(grey: np.ndarray) -> int:
+    return max(1, min(grey.shape) // 50)
 
 
 def _pad_square(pixels: np.ndarray, ground: int, margin: float) -> np.ndarray:

@@ -11,7 +11,7 @@ import io
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -390,26 +390,6 @@ def shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
         return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     twice = cv2.resize(pixels, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
     return cv2.resize(twice, (width, height), interpolation=cv2.INTER_AREA)
-
-
-def middle_level(parts: Sequence[np.ndarray]) -> int:
-    """The lower median of the grey levels of several pieces, 0-255."""
-    pixels = np.concatenate(parts, axis=None)
-    middle = (pixels.size - 1) // 2
-    return int(np.partition(pixels, middle)[middle])
-
-
-def mark_ink(grey: np.ndarray, low: int, high: int) -> np.ndarray:
-    """(H, W) uint8: 1 where a grey is below `low` or above `high`, else 0.
-
-    Args:
-        grey: (H, W) uint8.
-        low: 0 to `high`.
-        high: to 255.
-    """
-    if high >= 255:
-        return (grey < low).view(np.uint8)
-    return (grey - np.uint8(low) > high - low).view(np.uint8)  # below `low` wraps round
 
 
 def as_grey(pixels: np.ndarray) -> np.ndarray:

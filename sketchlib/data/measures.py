@@ -64,25 +64,25 @@ def measure_view(seen: images.View, record: np.void) -> list[np.ndarray]:
     Returns:
         (H, W) the grey pixels and their halves, down to those that were measured.
     """
+    from sketchlib.data import loops
+
     levels = images.halve([seen.grey()], VIEW_PX)
-    view = levels[-1]
-    counts = _histogram(view)
-    paper = _paper_level(view, counts)
-    depths = np.bincount(np.abs(_LEVELS - paper), counts, 256)
-    contrast = _top_level(depths)
-    step = int(max(_MIN_INK, 0.3 * contrast))
-    ground = max(paper - step, 0), min(paper + step, 255)
-    mask, tone = images.mark_ink(view, *ground), _ink_curve(paper, contrast)
-    box = _ink_box(mask)
+    view = loops.whole_rows(levels[-1])
+    finer = loops.whole_rows(levels[max(len(levels) - 2, 0)])
+    least, tall = min(view.shape), round(0.18 * finer.shape[0])
+    ring, edge = max(1, round(0.03 * least)), max(1, round(0.06 * least))
+    found = loops.look(view, finer, ring, edge, tall if tall >= 6 else 0)
+    paper, contrast, brightness, ink = found[:4]
+    box, (border, text) = found[4:8], found[8:]
+    tone = _ink_curve(int(paper), int(contrast))
     record["width"], record["height"] = seen.width, seen.height
-    record["brightness"], record["paper"] = counts @ _LEVELS / view.size, paper
-    record["contrast"], record["ink"] = contrast, depths[step + 1 :].sum() / view.size
+    record["brightness"], record["paper"] = brightness, paper
+    record["contrast"], record["ink"] = contrast, ink
     for side, value in zip(("left", "top", "right", "bottom"), box, strict=True):
         record[f"ink_{side}"] = value
     record["colourfulness"] = _colourfulness(seen.stored)
-    record["blur"] = _blur(view, contrast)
-    record["border"] = _border(mask)
-    record["text_band"] = _text_band(levels[max(len(levels) - 2, 0)], ground)
+    record["blur"] = _blur(view, int(contrast))
+    record["border"], record["text_band"] = border, text
     thumbs = record["thumbs"]
     toned = {len(levels) - 1: cv2.LUT(view, tone)}
     for frame, canvas in zip((box, (0.0, 0.0, 1.0, 1.0)), thumbs, strict=True):
@@ -92,58 +92,6 @@ def measure_view(seen: images.View, record: np.void) -> list[np.ndarray]:
         _ink_map(toned[at], frame, canvas)
     record["pixel_hash"] = _view_hash(view, seen)
     return levels
-
-
-def _histogram(values: np.ndarray) -> np.ndarray:
-    """(256,) float32 counts of uint8 values."""
-    return cv2.calcHist([values], [0], None, [256], [0, 256]).ravel()
-
-
-def _paper_level(view: np.ndarray, counts: np.ndarray) -> int:
-    """Grey level of the ground: the median of a ring along the edge.
-
-    Where a ring further in says otherwise (a frame, a scanner's rim), the level that
-    more of the picture has decides.
-    """
-    wide = max(1, round(0.03 * min(view.shape)))
-    outer = _ring_level(view, wide)
-    if counts[max(0, outer - _MIN_INK) : outer + _MIN_INK + 1].sum() > view.size / 2:
-        return outer  # no other level can have more of the picture
-    inset = view[3 * wide : -3 * wide, 3 * wide : -3 * wide]
-    if inset.size == 0:
-        return outer
-    inner = _ring_level(inset, wide)
-    if abs(inner - outer) <= 2 * _MIN_INK:
-        return outer
-    near = [np.abs(_LEVELS - level) <= _MIN_INK for level in (outer, inner)]
-    return outer if counts[near[0]].sum() >= counts[near[1]].sum() else inner
-
-
-def _ring_level(view: np.ndarray, wide: int) -> int:
-    parts = (view[:wide], view[-wide:], view[:, :wide], view[:, -wide:])
-    return images.middle_level(parts)
-
-
-def _top_level(counts: np.ndarray) -> int:
-    """The level that 0.1 % of the counted, and at least 8, reach: a safe maximum."""
-    size = int(counts.sum())
-    enough = min(max(8, size // 1000), size)
-    return 255 - int(counts[::-1].cumsum().searchsorted(enough))
-
-
-def _ink_box(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) as shares of the sides; specks do not count."""
-    sides = []
-    for axis in (0, 1):
-        weight = cv2.reduce(mask, axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S).cumsum()
-        if weight[-1] == 0:
-            return 0.0, 0.0, 1.0, 1.0
-        speck = 0.002 * weight[-1]
-        first = weight.searchsorted(speck, side="right")
-        last = weight.searchsorted(weight[-1] - speck)
-        sides.append((first / len(weight), min(last + 1, len(weight)) / len(weight)))
-    (left, right), (top, bottom) = sides
-    return float(left), float(top), float(right), float(bottom)
 
 
 @lru_cache(4096)
@@ -158,9 +106,7 @@ def _ink_curve(paper: int, contrast: int) -> np.ndarray:
     return (255 * np.sqrt(ink)).round().astype(np.uint8)
 
 
-def _ink_map(
-    ink: np.ndarray, box: tuple[float, float, float, float], canvas: np.ndarray
-) -> None:
+def _ink_map(ink: np.ndarray, box: tuple[float, ...], canvas: np.ndarray) -> None:
     """Lay the ink of a box of the picture on (96, 96) paper, aspect kept, centred."""
     height, width = ink.shape
     left, right = int(box[0] * width), max(round(box[2] * width), 1)
@@ -177,9 +123,7 @@ def _ink_map(
     canvas[y : y + size[0], x : x + size[1]] = part
 
 
-def _choose_level(
-    levels: list[np.ndarray], box: tuple[float, float, float, float]
-) -> int:
+def _choose_level(levels: list[np.ndarray], box: tuple[float, ...]) -> int:
     """The smallest in which the box is as large as an ink map; else the largest."""
     for at in range(len(levels) - 1, 0, -1):
         if _box_side(levels[at], box) >= THUMB_PX:
@@ -187,7 +131,7 @@ def _choose_level(
     return 0
 
 
-def _box_side(level: np.ndarray, box: tuple[float, float, float, float]) -> float:
+def _box_side(level: np.ndarray, box: tuple[float, ...]) -> float:
     height, width = level.shape
     return max((box[2] - box[0]) * width, (box[3] - box[1]) * height)
 
@@ -213,32 +157,6 @@ def _blur(view: np.ndarray, contrast: int) -> float:
     across = cv2.norm(view[:, 1:], view[:, :-1], cv2.NORM_INF)
     down = cv2.norm(view[1:], view[:-1], cv2.NORM_INF)
     return max(0.0, 1 - max(across, down) / contrast)
-
-
-def _border(mask: np.ndarray) -> float:
-    """Least share of an edge, of the four, that one line near it covers."""
-    wide = max(1, round(0.06 * min(mask.shape)))
-    if not mask[:, mask.shape[1] // 2][:wide].any():
-        return 0.0  # no line crosses the middle of the top edge
-    rows = mask[:wide], mask[-wide:]
-    columns = mask[:, :wide].T, mask[:, -wide:].T
-    return float(min(edge.mean(axis=1).max() for edge in (*rows, *columns)))
-
-
-def _text_band(level: np.ndarray, ground: tuple[int, int]) -> float:
-    """Strokes per row of the busiest band of rows at the top or bottom edge.
-
-    Lettering crosses many short strokes in each of a few neighbouring rows.
-    """
-    tall = round(0.18 * level.shape[0])
-    if tall < 6 or level.shape[1] < 2:
-        return 0.0
-    inked = images.mark_ink(np.concatenate([level[:tall], level[-tall:]]), *ground)
-    rises = cv2.subtract(inked[:, 1:], inked[:, :-1])  # never below 0
-    strokes = cv2.reduce(rises, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).reshape(2, tall)
-    four = np.minimum(strokes[:, 1:], strokes[:, :-1])
-    four = np.minimum(four[:, 2:], four[:, :-2])  # the least of four rows
-    return float(four.max())
 
 
 def _view_hash(view: np.ndarray, seen: images.View) -> str:
