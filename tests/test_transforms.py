@@ -296,3 +296,33 @@ def _epochs_of(workers):
         }
         seen.append([drawn[position] for position in range(24)])
     return seen
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n, k in steps.KINDS.items() if k.how != "paint" or n in steps.CHANNEL_WISE],
+)
+def test_a_grey_drawing_in_colour_is_drawn_as_one_channel(drawing, name, monkeypatch):
+    kind = steps.KINDS[name]
+    args = tuple(sorted((dial, d.mid) for dial, d in kind.dials.items()))
+    recipe = transforms.Pipeline((recipes.Step(name, 1.0, args),))
+    assert recipe.channel_wise
+    picture = cv2.merge([drawing] * 3)
+    made = [transforms.draw(recipe, picture, 1, 0, row) for row in range(5)]
+    monkeypatch.setattr(transforms, "_only_channel", lambda pixels: None)
+    whole = [transforms.draw(recipe, picture, 1, 0, row) for row in range(5)]
+    assert np.abs(np.int16(made) - np.int16(whole)).max() <= 1
+    assert (np.ptp(made, axis=-1) == 0).all()
+
+
+def test_colour_and_what_may_colour_are_drawn_in_three_channels(drawing):
+    coloured = cv2.merge([drawing, drawing, 255 - drawing // 3])
+    assert transforms._only_channel(coloured) is None
+    assert transforms._only_channel(drawing) is None
+    noisy = transforms.Pipeline((recipes.Step("noise", 1.0, (("std", 0.1),)),))
+    assert not noisy.channel_wise
+    foreign = recipes.Step("A.ToSepia", 1.0)
+    either = recipes.Step("one_of", 1.0, choices=(recipes.Step("flip", 1.0), foreign))
+    assert not transforms.Pipeline((either,)).channel_wise
+    made = transforms.draw(noisy, cv2.merge([drawing] * 3), 1, 0, 0)
+    assert np.ptp(made, axis=-1).max() > 0

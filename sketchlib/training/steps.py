@@ -357,6 +357,11 @@ def fill_of(ground: Ground) -> tuple[float, ...]:
 
 # --- the catalogue --------------------------------------------------------------
 
+# paints that do the same to each channel; moves and tones all do
+CHANNEL_WISE = frozenset(
+    {"thicker", "thinner", "closing", "boxes", "blur", "motion_blur", "elastic", "grid"}
+)
+
 KINDS: dict[str, Kind] = {
     "flip": Kind("mirror left and right", "move", _flip, 0.5, {}),
     "upside_down": Kind("mirror top and bottom", "move", _upside_down, 0.5, {}),

@@ -26,6 +26,11 @@ class Pipeline:
 
     steps: tuple[recipes.Step, ...]
 
+    @functools.cached_property
+    def channel_wise(self) -> bool:
+        """Whether equal channels stay equal, whatever is drawn."""
+        return all(_is_channel_wise(step) for step in self.steps)
+
 
 def make_recipe(name: str) -> Pipeline:
     """The recipe `name`, ready for `draw`.
@@ -34,6 +39,14 @@ def make_recipe(name: str) -> Pipeline:
         ValueError: unknown name, step or argument, with the nearest one.
     """
     return Pipeline(recipes.read_recipe(name))
+
+
+def _is_channel_wise(step: recipes.Step) -> bool:
+    if step.choices:
+        return all(_is_channel_wise(choice) for choice in step.choices)
+    if step.name not in steps.KINDS:  # a transform of albumentations
+        return False
+    return steps.KINDS[step.name].how != "paint" or step.name in steps.CHANNEL_WISE
 
 
 def draw(
@@ -55,6 +68,9 @@ def draw(
     """
     if not recipe.steps:
         return pixels
+    only = _only_channel(pixels) if recipe.channel_wise else None
+    if only is not None:  # most drawings, though the cache has colour: a third of it
+        return _as_colour(draw(recipe, only, seed, epoch, row))
     rng = random.Random(f"{seed}/{epoch}/{row}")  # SHA-512 of the text
     ground = find_ground(pixels)
     dark = (ground if isinstance(ground, int) else sum(ground) // 3) < cache.DARK_GROUND
@@ -66,6 +82,18 @@ def draw(
             canvas.apply(step)
     drawn = canvas.finish()
     return cv2.bitwise_not(drawn) if dark else drawn
+
+
+def _only_channel(pixels: np.ndarray) -> np.ndarray | None:
+    """(H, W) of a picture in colour whose channels are equal; None of any other."""
+    if pixels.ndim == 2:
+        return None
+    first = cv2.extractChannel(pixels, 0)
+    return first if np.array_equal(_as_colour(first), pixels) else None
+
+
+def _as_colour(grey: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
 
 
 def _negative(ground: steps.Ground) -> steps.Ground:
