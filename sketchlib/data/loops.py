@@ -8,11 +8,25 @@ before a pass, by the process that forks.
 Limits: grey uint8 pictures that lie row by row; see `whole_rows`.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import njit
 
 _PIXELS = "u1[:, ::1]"
 _MIN_INK = 20  # grey levels between paper and the faintest ink
+
+
+def _compiled(signature: str) -> Callable[[Callable], Callable]:
+    """Numba's `njit`, kept beside this file or in the user's cache where possible."""
+
+    def compile_one(loop: Callable) -> Callable:
+        try:
+            return njit(signature, cache=True)(loop)
+        except RuntimeError:  # no folder to keep it in: every process compiles
+            return njit(signature)(loop)
+
+    return compile_one
 
 
 def whole_rows(grey: np.ndarray) -> np.ndarray:
@@ -21,7 +35,7 @@ def whole_rows(grey: np.ndarray) -> np.ndarray:
     return grey if flags.c_contiguous and flags.writeable else grey.copy(order="C")
 
 
-@njit(f"i8({_PIXELS}, i8, i8)", cache=True)
+@_compiled(f"i8({_PIXELS}, i8, i8)")
 def ring_level(grey: np.ndarray, inset: int, wide: int) -> int:
     """The lower median of a ring of pixels, 0-255; its corners count twice.
 
@@ -174,7 +188,7 @@ def _count_strokes(grey: np.ndarray, tall: int, low: int, high: int) -> int:
     return best
 
 
-@njit(f"UniTuple(f8, 10)({_PIXELS}, {_PIXELS}, i8, i8, i8)", cache=True)
+@_compiled(f"UniTuple(f8, 10)({_PIXELS}, {_PIXELS}, i8, i8, i8)")
 def look(
     grey: np.ndarray, finer: np.ndarray, ring: int, edge: int, tall: int
 ) -> tuple[float, ...]:
@@ -225,7 +239,7 @@ def look(
     )  # fmt: skip
 
 
-@njit(f"UniTuple(i8, 5)({_PIXELS}, i8, i8[:, ::1])", cache=True)
+@_compiled(f"UniTuple(i8, 5)({_PIXELS}, i8, i8[:, ::1])")
 def find_drawing(
     grey: np.ndarray, ring: int, papers: np.ndarray
 ) -> tuple[int, int, int, int, int]:

@@ -5,6 +5,7 @@ pass over pictures touches nothing but new pages. Both ways show the same bytes.
 Limits: where there is no `os.pwritev` (Windows), rows go through the mapping.
 """
 
+import contextlib
 import mmap
 import os
 import weakref
@@ -52,9 +53,11 @@ class Writer:
     def __init__(self, array: np.ndarray, path: Path | None = None) -> None:
         self.array = array
         self._file: int | None = None
-        if path is not None and hasattr(os, "pwritev"):
+        if path is None or not hasattr(os, "pwritev"):
+            return
+        with contextlib.suppress(FileNotFoundError):  # another run put it in its place
             self._file = os.open(path, os.O_WRONLY)
-            self._start = path.stat().st_size - array.nbytes
+            self._start = os.fstat(self._file).st_size - array.nbytes
             weakref.finalize(self, os.close, self._file)
 
     def put(self, rows: Sequence[int], made: Sequence[np.ndarray]) -> None:
