@@ -123,3 +123,16 @@ def test_parts_and_locked_pictures_are_copied_first():
 
 def test_the_least_ink_is_the_same_everywhere():
     assert loops._MIN_INK == measures._MIN_INK
+
+
+def test_without_a_folder_to_keep_it_in_a_loop_is_compiled(monkeypatch):
+    compile_now = loops.njit
+
+    def refuse(signature, *, cache=False):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compile_now(signature)
+
+    monkeypatch.setattr(loops, "njit", refuse)
+    doubled = loops._compiled("i8(i8)")(lambda value: 2 * value)
+    assert doubled(21) == 42
