@@ -174,6 +174,8 @@ def _fill(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Read the pictures that no pass has put yet."""
+    from sketchlib.data import loops  # noqa: F401  # compiled before a fork
+
     rows = filler.rows_left()
 
     def load(row: int) -> None:
