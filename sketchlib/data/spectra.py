@@ -266,7 +266,7 @@ def find_candidates(
 
 
 class _Room(threading.local):
-    """Memory of a thread for one block; new pages would halve what threads gain."""
+    """Memory of a thread for one block; new pages cost two threads a sixth more."""
 
     def __init__(self) -> None:
         self.products = np.empty(_BLOCK * _WIDE, np.float32)

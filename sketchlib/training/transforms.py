@@ -69,7 +69,7 @@ def draw(
     if not recipe.steps:
         return pixels
     only = _only_channel(pixels) if recipe.channel_wise else None
-    if only is not None:  # most drawings, though the cache has colour: a third of it
+    if only is not None:  # as most drawings are, even in a cache that has colour
         return _as_colour(draw(recipe, only, seed, epoch, row))
     rng = random.Random(f"{seed}/{epoch}/{row}")  # SHA-512 of the text
     ground = find_ground(pixels)
