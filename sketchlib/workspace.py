@@ -235,7 +235,10 @@ def hash_value(value: Any) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, commit and machine, for `run.json`; takes milliseconds."""
+    """Versions, commit and machine, for `run.json`; takes milliseconds.
+
+    `threads` is that of `thread_limit`: it decides how sums are rounded.
+    """
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -244,7 +247,14 @@ def provenance() -> dict[str, Any]:
         "versions": versions,
         "commit": _commit(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "threads": thread_limit(),
     }
+
+
+def thread_limit() -> int:
+    """Processor threads this process was told to use; 0 where nobody said."""
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(told) if told.isdigit() else 0
 
 
 def _commit() -> str:

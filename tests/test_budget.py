@@ -52,6 +52,12 @@ def test_a_machine_that_slows_down_gets_fewer_epochs(tmp_path, monkeypatch):
     assert clock.count_epochs(2) == 0
 
 
+def test_the_first_fold_of_smaller_pictures_gets_all_epochs_there_is_time_for(tmp_path):
+    clock = budget.make_clock(WANTED, 5, LOAD, tmp_path / "budget.json", spent=0)
+    assert clock.plan.side_px < 128
+    assert clock.count_epochs(0) == clock.plan.epochs
+
+
 def test_one_epoch_that_was_held_up_does_not_decide_the_rest(tmp_path):
     clock = budget.make_clock(WANTED, 20, LOAD, tmp_path / "budget.json", spent=0)
     first = clock.count_epochs(0)

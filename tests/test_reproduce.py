@@ -7,6 +7,7 @@ import pytest
 from sketchlib import workspace
 from sketchlib.training.predictions import Predictions, write_predictions
 from sketchlib.workbook import cli, parameters, reproduce
+from sketchlib.workbook.outcomes import Outcome
 
 RECORD = {
     "state": "done",
@@ -20,7 +21,7 @@ RECORD = {
 
 
 def write_run(folder, logits, record=RECORD, loss=1.0):
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     ids, classes = np.array(["a", "b"]), np.array(["x", "y"])
     for name in ("oof.npz", "test.npz"):
         made = Predictions(ids, classes, np.float32(logits), np.zeros(2, int))
@@ -71,6 +72,33 @@ def test_a_parameter_that_is_gone_is_named(tmp_path):
     notebook = parameters.find_notebook("03_train")
     with pytest.raises(ValueError, match="no_longer, which 03_train.ipynb no longer"):
         reproduce.make_overrides(record, notebook, tmp_path / "one", "again")
+
+
+def test_it_runs_again_under_as_many_threads(tmp_path, monkeypatch):
+    record = RECORD | {"threads": 3, "parameters": {}}
+    write_run(tmp_path / "one", [[1, 2], [3, 4]], record)
+    jobs = []
+
+    def run_notebook(job):
+        jobs.append(job)
+        write_run(tmp_path / "one-again", [[1, 2], [3, 4]], record)
+        return Outcome("done", 0, tmp_path, 0.0)
+
+    monkeypatch.setattr(reproduce.runner, "run_notebook", run_notebook)
+    assert reproduce.reproduce(tmp_path / "one").verdict == reproduce.EQUAL
+    assert jobs[0].threads == 3
+
+
+def test_another_number_of_threads_is_named(tmp_path):
+    one = write_run(tmp_path / "one", [[1, 2], [3, 4]], RECORD | {"threads": 1})
+    two = write_run(
+        tmp_path / "two", [[1, 2], [3, 5]], RECORD | {"threads": 0}, loss=2.0
+    )
+    assert "threads 1 → 0" in reproduce.compare(one, two).text
+    older = workspace.read_json(one / "run.json")
+    del older["threads"]  # a run of before they were recorded
+    workspace.write_json(one / "run.json", older)
+    assert "threads" not in reproduce.compare(one, two).text
 
 
 @pytest.mark.slow

@@ -84,3 +84,10 @@ def test_equal_values_have_equal_hashes():
     one = workspace.hash_value({"a": 1, "b": [1, 2]})
     assert one == workspace.hash_value({"b": [1, 2], "a": 1})
     assert one != workspace.hash_value({"a": 1, "b": [2, 1]})
+
+
+@pytest.mark.parametrize(("told", "limit"), [("", 0), ("4", 4), ("8,2", 8), ("all", 0)])
+def test_the_limit_of_threads_is_read_as_openmp_does(monkeypatch, told, limit):
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert workspace.thread_limit() == limit
+    assert workspace.provenance()["threads"] == limit

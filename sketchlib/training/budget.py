@@ -110,10 +110,10 @@ class Clock:
     """Epochs of each fold, counted from the time that is left; see `make_clock`."""
 
     def __init__(
-        self, plan: Plan, seconds: float, load: Load, path: Path, most: int
+        self, plan: Plan, seconds: float, load: Load, path: Path, wanted: Plan
     ) -> None:
         self.plan = plan
-        self.most = most  # epochs a fold, when the machine is faster than thought
+        self.wanted = wanted  # whose epochs a machine faster than thought may reach
         self.seconds = seconds
         self.load = load
         self.path = path
@@ -145,7 +145,8 @@ class Clock:
     def _decide(self, fold: int) -> int:
         if not self.seconds or not self.load.images_per_second:
             return self.plan.epochs
-        epoch, beside = _estimate(self.load)
+        cost = cost_of(self.plan.side_px, self.wanted.side_px)
+        epoch, beside = (cost * guess for guess in _estimate(self.load))
         if self._epochs:
             epoch = statistics.median(self._epochs[-RECENT_EPOCHS:]) * _share(self.load)
         if self._beside:
@@ -153,7 +154,7 @@ class Clock:
         affordable = int((self.left() / (self.plan.folds - fold) - beside) / epoch)
         if affordable < 2 and fold > 0:
             return 0
-        return max(1, min(affordable, self.most))
+        return max(1, min(affordable, self.wanted.epochs))
 
     def count_all(self) -> int:
         """Epochs of all folds; those not decided yet are taken to be like the last."""
@@ -186,4 +187,4 @@ def make_clock(
         plan = make_plan(wanted, seconds, load)
         kept = {"asked": asked, "plan": dataclasses.asdict(plan), "epochs": {}}
         workspace.write_json(path, kept)
-    return Clock(Plan(**kept["plan"]), seconds, load, path, wanted.epochs)
+    return Clock(Plan(**kept["plan"]), seconds, load, path, wanted)

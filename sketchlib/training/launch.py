@@ -185,7 +185,7 @@ def make_environment(place: int, jobs: int) -> dict[str, str]:
     cores = list_cores()
     each = max(1, len(cores) // jobs)
     own = [cores[(place * each + n) % len(cores)] for n in range(each)]
-    threads = min(each, int(os.environ.get("OMP_NUM_THREADS") or each))
+    threads = min(each, workspace.thread_limit() or each)
     return environment | {
         "OMP_NUM_THREADS": str(threads),
         CORES: ",".join(map(str, own)),

@@ -1,11 +1,13 @@
 """`sketch reproduce RUN`: run it again from its `run.json`, and compare.
 
-The second run stands beside the first, under the same data, folds and caches. Equal
+The second run stands beside the first, under the same data, folds and caches, and as
+many processor threads, since their number changes how sums are rounded. Equal
 means bit-equal history and predictions; within noise means that they differ by less
 than the score's own interval; everything else is different, with what changed in
 between. Limits: a run on another machine is compared all the same, but rarely equal.
 """
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +57,10 @@ def reproduce(run_dir: Path, *, keep: bool = False) -> Outcome:
     for name in _COPIED:
         if (run_dir / name).exists():
             shutil.copyfile(run_dir / name, again / name)
-    outcome = runner.run_notebook(jobs.make_job(notebook, asked))
+    job = dataclasses.replace(
+        jobs.make_job(notebook, asked), threads=int(record.get("threads", 0))
+    )
+    outcome = runner.run_notebook(job)
     if outcome.exit_code:
         raise RuntimeError(f"the second run failed: {outcome.message}")
     found = compare(run_dir, again)
@@ -156,8 +161,8 @@ def _explain(first: Path, second: Path) -> list[str]:
     ]
     reasons += [
         f"{name} {one.get(name)} → {two.get(name)}"
-        for name in ("commit", "machine", "data")
-        if one.get(name) != two.get(name)
+        for name in ("commit", "machine", "threads", "data")
+        if name in one and one[name] != two.get(name)
     ]
     if not reasons and not one["parameters"].get("deterministic"):
         reasons = ["nothing that is recorded changed; `deterministic: true` is strict"]
