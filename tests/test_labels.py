@@ -1,6 +1,7 @@
 """Planted label errors stand first, and their neighbours are of both classes."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from test_scores import CLASSES, make_manifest, make_predictions
 
@@ -84,3 +85,43 @@ def test_the_review_takes_up_the_newest_list_of_its_audit(planted, tmp_path):
     assert asked["suggestion"].tolist() == found["suggested"].tolist()
     assert asked["suspicion"].is_monotonic_decreasing
     assert review._read_suspects(tmp_path / "evaluate") is None
+
+
+def make_filed(folders, per_class=10):
+    """`image_id, path, class_name` of two classes; `folders` names each row's."""
+    names = np.repeat(["cat", "dog"], per_class)
+    ids = [f"{folder}/{row}.png" for row, folder in enumerate(folders(names))]
+    return pd.DataFrame({"image_id": ids, "path": ids, "class_name": names})
+
+
+def test_a_label_against_its_folder_is_doubted():
+    table = make_filed(lambda names: names)
+    table.loc[3, "class_name"] = "dog"
+    (found,) = labels.find_misfiled(table).to_dict("records")
+    assert found["image_id"] == table.loc[3, "image_id"]
+    assert (found["class_name"], found["suggestion"]) == ("dog", "cat")
+    assert found["own"] == 0 and found["other"] == found["suspicion"] == 1
+    assert found["source"] == "folder"
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        lambda names: ["train"] * len(names),
+        lambda names: [f"batch{row % 3}" for row in range(len(names))],
+        lambda names: [f"{name}{row // 2}" for row, name in enumerate(names)],
+    ],
+)
+def test_folders_that_do_not_hold_classes_say_nothing(folders):
+    table = make_filed(folders)
+    table.loc[3, "class_name"] = "dog"
+    found = labels.find_misfiled(table)
+    assert found.empty
+    assert "suspicion" in found
+
+
+def test_the_review_says_who_doubts():
+    rows = pd.DataFrame({"image_id": ["a", "b"], "suggestion": "cat"})
+    rows = rows.assign(suspicion=[0.5, 0.9], source=["neighbours", "folder"])
+    told = [review._suspect_item(row).why for row in rows.to_dict("records")]
+    assert told == ["its neighbours are cat", "the others of its folder are cat"]

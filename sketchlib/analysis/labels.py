@@ -1,4 +1,4 @@
-"""Labels to doubt: ranked suspects, overlapping classes, and what lies nearest.
+"""Labels to doubt: by the models, by their folder, and what lies nearest to them.
 
 The ranking is cleanlab's self-confidence of out-of-fold probabilities (Northcutt et
 al. 2021, "Confident learning"), after each fold's logits were given the temperature
@@ -15,6 +15,7 @@ import pandas as pd
 from sketchlib.analysis import calibration, joining
 from sketchlib.training.predictions import Predictions
 
+_FOLDERS_AGREE = 0.8  # share of pictures from which folders name classes
 COLUMNS = ["image_id", "given", "suggested", "score"]
 
 
@@ -53,6 +54,37 @@ def find_suspects(
     )
     doubted = table[~joined.correct].sort_values(["score", "image_id"])
     return doubted.head(top).reset_index(drop=True)
+
+
+def find_misfiled(table: pd.DataFrame) -> pd.DataFrame:
+    """Training pictures in a folder whose others carry another label.
+
+    Where folders hold classes, they are a second opinion on every label. Where they
+    mean something else, nothing is said: fewer than four fifths of the pictures then
+    are of their folder's most frequent class.
+
+    Args:
+        table: training rows, `image_id, path, class_name`.
+    Returns:
+        The columns of `likeness.suspect_labels`, with the other pictures of the folder
+        for neighbours, and `source`, the surest first.
+    """
+    folder = table["path"].str.rpartition("/")[0]
+    counts = pd.crosstab(folder, table["class_name"])
+    most, size = counts.max(axis=1), counts.sum(axis=1)
+    told = len(counts) > 1 and most.sum() >= _FOLDERS_AGREE * len(table)
+    usual = folder.map(counts.idxmax(axis=1)[(most > size / 2) & (size > 2) & told])
+    alike = table.groupby([folder, "class_name"])["path"].transform("size")
+    others = folder.map(size) - 1
+    found = table[["image_id", "class_name"]].assign(
+        suggestion=usual,
+        own=(alike - 1) / others,
+        other=folder.map(most) / others,
+        source="folder",
+    )
+    found = found[usual.notna() & (usual != table["class_name"])]
+    found.insert(5, "suspicion", found["other"] - found["own"])
+    return found.sort_values(["suspicion", "image_id"], ascending=[False, True])
 
 
 def find_overlaps(

@@ -87,9 +87,9 @@ def suspect_labels(table: pd.DataFrame, near: np.ndarray) -> pd.DataFrame:
         table: training rows, `image_id, class_name`, in the order of `near`.
         near: (N, k) of `find_neighbours`.
     Returns:
-        `image_id, class_name, suggestion, own, other, suspicion`: shares of the
-        neighbours in the own class and in the most frequent other one, and their
-        difference; rows with a positive one.
+        `image_id, class_name, suggestion, own, other, suspicion, source`: shares of
+        the neighbours in the own class and in the most frequent other one, and their
+        difference; rows with a positive one. The source is `neighbours`.
     """
     names, codes = np.unique(table["class_name"].to_numpy(str), return_inverse=True)
     votes = np.zeros((len(codes), len(names)), np.float32)
@@ -101,7 +101,7 @@ def suspect_labels(table: pd.DataFrame, near: np.ndarray) -> pd.DataFrame:
     found = table[["image_id", "class_name"]].assign(
         suggestion=names[best], own=own, other=other, suspicion=other - own
     )
-    found = found[found["suspicion"] > 0]
+    found = found[found["suspicion"] > 0].assign(source="neighbours")
     return found.sort_values(["suspicion", "image_id"], ascending=[False, True])
 
 

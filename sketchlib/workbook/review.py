@@ -22,6 +22,11 @@ from sketchlib.analysis import samples
 from sketchlib.data import audit, decisions, groups, images
 from sketchlib.workbook import parameters, session
 
+_DOUBTERS = {
+    "neighbours": "its neighbours are",
+    "folder": "the others of its folder are",
+    "model": "a trained model sees",
+}
 CERTAIN = ("bytes", "pixels")  # kinds of pairs that leave nothing to judge
 _SEEN_PX = 320  # longest side of a picture in the widget
 _TILE_PX = 112  # and in a gallery
@@ -86,7 +91,8 @@ def make_queue(
         findings: table of the audit.
         manifest: under the verdicts given so far.
         threshold: likeness from which two pictures were called one.
-        suspects: `image_id, suggestion, suspicion` of labels that may be wrong.
+        suspects: `image_id, suggestion, suspicion` of labels that may be wrong, and
+            `source` where it is not the neighbours.
     """
     labels = manifest.set_index("image_id")["label"]
     labels = labels[(manifest["subset"] == "train").to_numpy()]
@@ -115,8 +121,8 @@ def _pair_item(kind: str, row: Mapping[str, Any]) -> Item:
 
 
 def _suspect_item(row: Mapping[str, Any]) -> Item:
-    why = f"its neighbours are {row['suggestion']}"
     name = str(row["suggestion"])
+    why = f"{_DOUBTERS[row.get('source', 'neighbours')]} {name}"
     return Item("suspect", (row["image_id"],), why, float(row["suspicion"]), name)
 
 
@@ -300,11 +306,14 @@ def _read_suspects(run_dir: Path) -> pd.DataFrame | None:
         if asked.get("audit_run") == run_dir.name:
             table = pd.read_csv(path, keep_default_na=False)
             table = table.rename(columns={"suggested": "suggestion"})
-            found.append(table.assign(suspicion=1 - table["score"]))
+            found.append(table.assign(suspicion=1 - table["score"], source="model"))
             break  # trained models know more than yesterday's did
     own = run_dir / "suspects.csv"
     if own.exists():
-        found.append(pd.read_csv(own, keep_default_na=False))
+        table = pd.read_csv(own, keep_default_na=False)
+        if "source" not in table:  # of an audit from before folders were asked
+            table["source"] = "neighbours"
+        found.append(table)
     if not found:
         return None
     return pd.concat(found, ignore_index=True).drop_duplicates("image_id")
