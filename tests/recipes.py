@@ -1,7 +1,8 @@
-"""The smallest recipe that still trains; tests replace what they are about."""
+"""The smallest recipe and task that still train; tests replace what they are about."""
 
 import dataclasses
 
+from sketchlib.data import cache, manifest, splits
 from sketchlib.training import compute, folds, loop
 
 PLAIN = loop.Recipe(
@@ -62,7 +63,27 @@ TINY = folds.Network(
     side_px=32,
     stats="model",
 )
+GEOMETRY = cache.Geometry(32, "ink", "grey", "white")
 
 
 def make(**changes) -> loop.Recipe:
     return dataclasses.replace(PLAIN, **changes)
+
+
+def make_task(data_dir, folder, **changes) -> folds.Task:
+    """The drawings below `data_dir` in two folds; run and cache go to `folder`."""
+    table = manifest.read_manifest(data_dir)
+    task = folds.Task(
+        table=table,
+        folds=splits.make_folds(table, None, 2, seed=0),
+        pixels=cache.open_pixels(table, data_dir, GEOMETRY, folder / "cache"),
+        network=TINY,
+        recipe=make(epochs=1),
+        way=FP32,
+        tta=(),
+        run_dir=folder / "run",
+        cache_dir=folder / "cache",
+        workers=0,
+        fresh=False,
+    )
+    return dataclasses.replace(task, **changes)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from recipes import FP32, make
-from test_folds import NETWORK, task  # noqa: F401
+from recipes import FP32, TINY, make
+from test_folds import task  # noqa: F401
 
 from sketchlib import workspace
 from sketchlib.data import cache, manifest
@@ -168,7 +168,7 @@ def test_views_that_are_not_there_are_asked_for(clusters):
 
 def test_a_run_on_the_bank_leaves_what_a_run_leaves(task, tmp_path):  # noqa: F811
     network = dataclasses.replace(
-        NETWORK, model="tf_efficientnet_lite0", weights="auto", head_layers="mlp"
+        TINY, model="tf_efficientnet_lite0", weights="auto", head_layers="mlp"
     )
     asked = dataclasses.replace(task, recipe=HEAD, network=network)
     ready = folds.with_bank(asked, 2, [])
@@ -190,7 +190,7 @@ def test_a_run_on_the_bank_leaves_what_a_run_leaves(task, tmp_path):  # noqa: F8
 
 
 def test_a_probe_cannot_start_a_head_on_the_bank(task):  # noqa: F811
-    network = dataclasses.replace(NETWORK, head="probe", weights="auto")
+    network = dataclasses.replace(TINY, head="probe", weights="auto")
     asked = dataclasses.replace(task, recipe=HEAD, network=network)
     with pytest.raises(ValueError, match="set `head: random`"):
         folds.with_bank(asked, 2, [])

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from recipes import FP32, make
+from recipes import FP32, TINY, make
 from test_attributes import MADE, write_people
-from test_folds import NETWORK, task  # noqa: F401
+from test_folds import task  # noqa: F401
 
 from sketchlib import workspace
 from sketchlib.data import manifest
@@ -277,20 +277,20 @@ class TestFolds:
         )) is None  # fmt: skip
 
     def test_an_unfinished_fold_of_another_grouping_is_not_continued(self, crossed):
-        model = NETWORK.make(4)
+        model = TINY.make(4)
         _, fold_dir = folds.make_examples(crossed, 0), crossed.run_dir / "fold0"
         train, valid, _ = folds.make_examples(crossed, 0)
 
         def stop(row):
             raise folds.loop.Stopped
 
-        NETWORK.compose(model, composites.make_blocks(crossed.targets))
+        TINY.compose(model, composites.make_blocks(crossed.targets))
         given = {"way": FP32, "fold_dir": fold_dir}
         with pytest.raises(folds.loop.Stopped):
             folds.loop.fit(model, train, valid, make(), **given, on_epoch=stop)
         other = dataclasses.replace(crossed.targets, codes=((0, 1, 0, 1), (0, 0, 1, 1)))
-        model = NETWORK.make(4)
-        NETWORK.compose(model, composites.make_blocks(other))
+        model = TINY.make(4)
+        TINY.compose(model, composites.make_blocks(other))
         with pytest.raises(ValueError, match="differs in targets"):
             folds.loop.fit(model, train, valid, make(), **given)
 
@@ -318,7 +318,7 @@ class TestFolds:
 
     def test_heads_on_a_bank_leave_a_run_that_can_be_looked_into(self, crossed):
         network = dataclasses.replace(
-            NETWORK, model="tf_efficientnet_lite0", weights="auto"
+            TINY, model="tf_efficientnet_lite0", weights="auto"
         )
         rule = make(frozen=True, norm="still", epochs=2)
         ready = dataclasses.replace(crossed, recipe=rule, network=network)

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from recipes import FP32, TINY, make
+from recipes import make_task
 
-from sketchlib.data import audit, cache, conflicts, duplicates, groups, manifest, splits
+from sketchlib.data import audit, conflicts, duplicates, groups, manifest, splits
 from sketchlib.training import folds
 from sketchlib.workbook import plan, session
 
@@ -25,19 +25,10 @@ def task(own_world, tmp_path):
     pairs = duplicates.find_pairs(seen.findings, seen.thumbs)
     copies = groups.make_groups(pairs, seen.findings, manifest=table)
     together = copies[["image_id"]].assign(group=copies["component"])
-    geometry = cache.Geometry(32, "ink", "grey", "white")
-    return folds.Task(
-        table=table,
+    return make_task(
+        own_world,
+        tmp_path,
         folds=splits.make_folds(table, together, 2, seed=0),
-        pixels=cache.open_pixels(table, own_world, geometry, tmp_path / "cache"),
-        network=TINY,
-        recipe=make(epochs=1),
-        way=FP32,
-        tta=(),
-        run_dir=tmp_path / "run",
-        cache_dir=tmp_path / "cache",
-        workers=0,
-        fresh=False,
         conflicts=groups.label_conflicts(copies, table),
     )
 

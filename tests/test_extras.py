@@ -6,15 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import draw_shape
-from recipes import FP32, TINY, make
+from recipes import GEOMETRY, make_task
 
 from sketchlib import workspace
 from sketchlib.analysis import pseudo
 from sketchlib.data import cache, manifest, splits
 from sketchlib.training import extras, folds
 from sketchlib.training.predictions import Predictions, write_predictions
-
-GEOMETRY = cache.Geometry(32, "ink", "grey", "white")
 
 
 @pytest.fixture
@@ -34,30 +32,17 @@ def extra_world(own_world, rng):
     return own_world
 
 
-def make_task(world, tmp_path, extra, table):
-    pixels = cache.open_pixels(
-        extras.with_extra(table, extra), world, GEOMETRY, tmp_path / "cache"
-    )
-    return folds.Task(
-        table=table,
-        folds=splits.make_folds(table, None, 2, seed=0),
-        pixels=pixels,
-        network=TINY,
-        recipe=make(epochs=1),
-        way=FP32,
-        tta=(),
-        run_dir=tmp_path / "run",
-        cache_dir=tmp_path / "cache",
-        workers=0,
-        fresh=False,
-        extra=extra,
-    )
+def take_extra(world, tmp_path, extra, table):
+    """The task of the world's drawings with `extra` ones beside them."""
+    wider = extras.with_extra(table, extra)
+    pixels = cache.open_pixels(wider, world, GEOMETRY, tmp_path / "cache")
+    return make_task(world, tmp_path, pixels=pixels, extra=extra)
 
 
 def test_extra_pictures_train_every_fold_and_are_never_held_out(extra_world, tmp_path):
     table = manifest.read_manifest(extra_world)
     extra = extras.read_extra(extra_world, "extra.csv", table)
-    task = make_task(extra_world, tmp_path, extra, table)
+    task = take_extra(extra_world, tmp_path, extra, table)
     extras.check_no_copies(task.pixels, extra)
     for fold in (0, 1, -1):
         train, valid, test = folds.make_examples(task, fold)
@@ -76,7 +61,7 @@ def test_extra_pictures_train_every_fold_and_are_never_held_out(extra_world, tmp
 def test_other_weights_are_another_task(extra_world, tmp_path):
     table = manifest.read_manifest(extra_world)
     extra = extras.read_extra(extra_world, "extra.csv", table)
-    task = make_task(extra_world, tmp_path, extra, table)
+    task = take_extra(extra_world, tmp_path, extra, table)
     first = folds.train_fold(task, 0)
     heavier = dataclasses.replace(task, extra=extra.assign(weight=1.0))
     second = folds.train_fold(heavier, 0)
@@ -115,7 +100,7 @@ def test_a_copy_of_a_picture_of_the_data_set_is_refused(extra_world, tmp_path):
     shutil.copy(source, extra_world / "extra" / "0.png")
     table = manifest.read_manifest(extra_world)
     extra = extras.read_extra(extra_world, "extra.csv", table)
-    task = make_task(extra_world, tmp_path, extra, table)
+    task = take_extra(extra_world, tmp_path, extra, table)
     with pytest.raises(ValueError, match="square/sketch_5.JPEG"):
         extras.check_no_copies(task.pixels, extra)
 

@@ -2,31 +2,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-from recipes import FP32, TINY, make
+from recipes import FP32, TINY, make, make_task
 
-from sketchlib.data import cache, manifest, splits
+from sketchlib.data import manifest
 from sketchlib.training import folds, loop, models
-
-NETWORK = TINY
 
 
 @pytest.fixture
 def task(world, tmp_path):
-    table = manifest.read_manifest(world)
-    geometry = cache.Geometry(32, "ink", "grey", "white")
-    return folds.Task(
-        table=table,
-        folds=splits.make_folds(table, None, 2, seed=0),
-        pixels=cache.open_pixels(table, world, geometry, tmp_path / "cache"),
-        network=NETWORK,
-        recipe=make(epochs=1),
-        way=FP32,
-        tta=("hflip",),
-        run_dir=tmp_path / "run",
-        cache_dir=tmp_path / "cache",
-        workers=0,
-        fresh=False,
-    )
+    return make_task(world, tmp_path, tta=("hflip",))
 
 
 def test_every_training_picture_is_predicted_by_a_model_that_did_not_see_it(task):
@@ -104,7 +88,7 @@ def test_the_probe_covers_the_rows_that_were_predicted(task):
 
 def test_training_starts_where_the_probe_ends(task):
     network = dataclasses.replace(
-        NETWORK, model="tf_efficientnet_lite0", weights="auto", head="probe"
+        TINY, model="tf_efficientnet_lite0", weights="auto", head="probe"
     )
     task = dataclasses.replace(task, network=network, tta=())
     train, valid, _ = folds.make_examples(task, 0)
@@ -122,7 +106,7 @@ def test_training_starts_where_the_probe_ends(task):
 
 def test_a_probe_needs_pretrained_weights():
     with pytest.raises(ValueError, match="use `head` random"):
-        dataclasses.replace(NETWORK, head="probe").check()
+        dataclasses.replace(TINY, head="probe").check()
 
 
 def test_a_run_of_all_rows_alone_predicts_the_test_pictures(task):

@@ -4,29 +4,21 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from recipes import FP32, TINY, make
+from recipes import make, make_task
 
-from sketchlib.data import cache, manifest, splits
+from sketchlib.data import cache
 from sketchlib.training import folds, launch
 
 
 @pytest.fixture(scope="module")
 def task(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("launch")
-    table = manifest.read_manifest(world)
-    geometry = cache.Geometry(32, "ink", "grey", "white")
-    return folds.Task(
-        table=table,
-        folds=splits.make_folds(table, None, 2, seed=0),
-        pixels=cache.open_pixels(table, world, geometry, folder / "cache"),
-        network=TINY,
+    return make_task(
+        world,
+        folder,
         recipe=make(epochs=2, norm="still", batch_size=9, ema_decay=0.9),
-        way=FP32,
         tta=("hflip",),
         run_dir=folder / "one",
-        cache_dir=folder / "cache",
-        workers=0,
-        fresh=False,
     )
 
 
