@@ -37,6 +37,16 @@ def test_the_fixed_names_are_there(runs):
         assert (runs / "one" / name).is_file(), name
 
 
+def test_no_report_shows_a_warning(runs):
+    executed = [*runs.glob("*/[0-9]*.ipynb")]
+    assert len(executed) >= 5
+    for path in executed:
+        for cell in json.loads(path.read_text("utf-8"))["cells"]:
+            told = [out for out in cell.get("outputs", []) if out.get("name")]
+            text = "".join("".join(out["text"]) for out in told)
+            assert "Warning" not in text, f"{path.parent.name}: {text[-500:]}"
+
+
 def test_the_submission_has_the_samples_form(runs, world):
     made = pd.read_csv(runs / "submission.csv")
     sample = pd.read_csv(world / "sample_submission.csv")

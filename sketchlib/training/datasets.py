@@ -82,9 +82,10 @@ class SketchDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[Index]) -> Batch:
         """The batch of `indices`, stacked once instead of picture by picture."""
-        positions = torch.tensor([position for _, position in indices])
-        targets = torch.as_tensor(self.examples.labels)[positions]
-        return as_batch([self.draw(index) for index in indices]), targets, positions
+        positions = np.array([position for _, position in indices])
+        targets = torch.from_numpy(self.examples.labels[positions])
+        images = as_batch([self.draw(index) for index in indices])
+        return images, targets, torch.from_numpy(positions)
 
     def draw(self, index: Index) -> np.ndarray:
         """(S, S) or (S, S, 3) uint8, augmented."""
