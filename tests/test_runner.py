@@ -62,6 +62,7 @@ def test_a_run_ends_done_with_notebook_page_and_record(done):
     assert record["scores"]["oof_accuracy"] == 0.9
     assert record["parameters"]["recipe"] == "pen"
     assert record["parameters"]["lr"] == 0.01
+    assert record["seconds"] == outcome.seconds  # the kernel's start counted
     assert set(record["outputs"]) == {"99_toy.ipynb", "fold0.pt", "oof.npz"}
     assert "old page" not in (job.folder / "99_toy.html").read_text()
 

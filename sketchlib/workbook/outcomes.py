@@ -131,8 +131,8 @@ def write_outcome(job: Job, outcome: Outcome) -> None:
     }
     if outcome.error:
         record["error"] = outcome.error
+    record["seconds"] = outcome.seconds  # with the start of Python and its imports
     if outcome.state != "done" or "finished" not in record:
-        record["seconds"] = outcome.seconds
         record["finished"] = time.strftime(folders.STAMP)
     workspace.write_json(path, record)
     repair_notebook(job, outcome)
