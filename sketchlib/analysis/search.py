@@ -41,8 +41,8 @@ class Search:
     Attributes:
         table: method, name, kind (`run`, `plain`, `fitted`), accuracy, low, high (95 %
             bootstrap by groups), log_loss, gain, gain_low, gain_high, p_value, verdict
-            (against the soft vote, paired), recommended. Fitted ones are scored on
-            rows they were not fitted on.
+            (against the soft vote, paired; `reference` for that one), recommended.
+            Fitted ones are scored on rows they were not fitted on.
         recommended: method, `soft` unless another is better beyond doubt.
         oof: out-of-fold predictions by method; score these, not a blend by weights
             that have seen the labels.
@@ -210,7 +210,7 @@ def _score_contenders(
     reference = right[len(runs) + list(oof).index("soft")]
     gains = scores.paired_gains(reference, right, codes, seed=seed)
     kinds = ["plain" if name in ensemble.METHODS else "fitted" for name in oof]
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "method": [""] * len(runs) + list(oof),
             "name": [*runs, *(NAMES[name] for name in oof)],
@@ -226,6 +226,8 @@ def _score_contenders(
             "verdict": gains["verdict"],
         }
     )
+    table.loc[table["method"] == "soft", "verdict"] = "reference"
+    return table
 
 
 def _recommend(table: pd.DataFrame) -> str:
