@@ -3,6 +3,7 @@ import dataclasses
 import itertools
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -653,3 +654,31 @@ def test_curves_are_read_as_over_under_or_settled():
     assert "Overfitting" in curves.read_curves(history([1, 0.5, 0.4, 0.5, 0.6, 0.7]))
     assert "Still learning" in curves.read_curves(history([2, 1.6, 1.3, 1.0, 0.8, 0.6]))
     assert "Settled" in curves.read_curves(history([2, 1, 0.6, 0.5, 0.5, 0.5]))
+
+
+def test_a_mean_over_folds_of_other_lengths_ends_at_all_their_ends():
+    short = [2, 1, 0.9, 0.9, 0.9, 0.9]
+    long = [2, 1.2, 1.0, 0.8, 0.7, 0.6, 0.5, 0.5, 0.5, 0.5]
+    history = pd.concat(
+        pd.DataFrame(
+            {
+                "fold": fold,
+                "epoch": range(1, len(valid) + 1),
+                "train_loss": 0.1,
+                "valid_loss": valid,
+            }
+        )
+        for fold, valid in enumerate([short, long])
+    )
+    aligned = curves.align_folds(history, "valid_loss")
+    assert aligned.shape == (10, 2)
+    assert aligned[1].tolist() == long
+    assert aligned.iloc[[0, -1]].to_numpy().tolist() == [[2, 2], [0.9, 0.5]]
+    assert "Settled" in curves.read_curves(history)  # not 0.7 → 0.5, another's end
+    figure = curves.plot_history(history)
+    assert figure.axes[0].get_xlabel() == "epoch of the longest fold, others stretched"
+    (text,) = [
+        one.get_text() for one in figure.axes[0].texts if "valid" in one.get_text()
+    ]
+    assert text.strip() == "validation 0.700"
+    plt.close(figure)

@@ -1,4 +1,9 @@
-"""Curves of a training: loss, accuracy, learning rate and time by epoch."""
+"""Curves of a training: loss, accuracy, learning rate and time by epoch.
+
+Folds of a budget differ in length. A mean over those still running at an epoch would
+end as the mean of the longest alone, so shorter ones are stretched to the longest:
+the last point of every mean is that of all folds' ends.
+"""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,11 +27,11 @@ def plot_history(history: pd.DataFrame) -> Figure:
     )
     _plot_curves(left, history, "train_loss", plots.GREY, "training")
     _plot_curves(left, history, "valid_loss", plots.WARM, "validation")
-    left.set(xlabel="epoch", ylabel="loss, nats")
+    left.set(xlabel=_name_epochs(history), ylabel="loss, nats")
     left.set_title("Loss")
     left.set_ylim(bottom=0)
     _plot_curves(right, history, "valid_accuracy", plots.WARM, "mean")
-    right.set(xlabel="epoch", ylabel="accuracy, 0-1")
+    right.set(xlabel=_name_epochs(history), ylabel="accuracy, 0-1")
     right.set_title("Validation accuracy")
     for ax in (left, right):
         ax.grid(axis="y")
@@ -46,12 +51,13 @@ def plot_pace(history: pd.DataFrame) -> Figure:
     )
     _plot_curves(left, history, "lr", plots.GREY)
     title = f"Learning rate, at most {history['lr'].max():.2g}"
-    left.set(xlabel="epoch", ylabel="learning rate", title=title)
+    epochs = _name_epochs(history)
+    left.set(xlabel=epochs, ylabel="learning rate", title=title)
     left.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     _plot_curves(right, history, "seconds", plots.GREY)
     middle = history["seconds"].median()
     title = f"Time per epoch, median {middle:.3g} s"
-    right.set(xlabel="epoch", ylabel="seconds", title=title)
+    right.set(xlabel=epochs, ylabel="seconds", title=title)
     for ax in (left, right):
         ax.set_ylim(bottom=0)
         ax.grid(axis="y")
@@ -79,6 +85,29 @@ def plot_rate_search(
     return ax
 
 
+def align_folds(history: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One column a fold, one row an epoch of the longest; shorter folds are stretched.
+
+    Args:
+        history: fold, epoch (from 1), and the column.
+        column: its name.
+    """
+    lengths = history.groupby("fold")["epoch"].max()
+    epochs = np.arange(1, lengths.max() + 1)
+    aligned = {}
+    for fold, rows in history.sort_values("epoch").groupby("fold"):
+        own = np.linspace(1, epochs[-1], len(rows)) if len(rows) > 1 else [1]
+        aligned[fold] = np.interp(epochs, own, rows[column])
+    return pd.DataFrame(aligned, index=epochs)
+
+
+def _name_epochs(history: pd.DataFrame) -> str:
+    """The label of an axis of epochs."""
+    lengths = history.groupby("fold")["epoch"].max()
+    stretched = lengths.nunique() > 1
+    return "epoch of the longest fold, others stretched" if stretched else "epoch"
+
+
 def _spread_labels(ax: Axes) -> None:
     """Move the labels at the line ends apart, a twelfth of the axis at least."""
     low, high = ax.get_ylim()
@@ -95,7 +124,7 @@ def _plot_curves(
     """One thin line per fold, the mean bold, under a name its last value too."""
     if column not in history or history[column].isna().all():
         return
-    table = history.pivot_table(index="epoch", columns="fold", values=column)
+    table = align_folds(history, column)
     if table.shape[1] > 1:
         ax.plot(table.index, table, color=colour, alpha=0.35, linewidth=0.8)
     mean = table.mean(axis=1)
@@ -120,15 +149,14 @@ def read_curves(history: pd.DataFrame) -> str:
     """Over- or underfitting, in words with the figures, from the mean over folds.
 
     Args:
-        history: fold, epoch, train_loss, valid_loss.
+        history: fold, epoch, valid_loss.
     """
-    curves = history.groupby("epoch")[["train_loss", "valid_loss"]].mean()
-    if curves["valid_loss"].isna().all() or len(curves) < 3:
+    curve = align_folds(history, "valid_loss").mean(axis=1)
+    if curve.isna().all() or len(curve) < 3:
         return "Too few epochs, or nothing held out: no reading of the curves."
-    low = curves["valid_loss"].idxmin()
-    rise = curves["valid_loss"].iloc[-1] / curves["valid_loss"].min() - 1
-    last = curves["valid_loss"].iloc[-1]
-    recent = 1 - last / curves["valid_loss"].iloc[-max(2, len(curves) // 3) - 1]
+    low, last = curve.idxmin(), curve.iloc[-1]
+    rise = last / curve.min() - 1
+    recent = 1 - last / curve.iloc[-max(2, len(curve) // 3) - 1]
     if rise > 0.05:
         return (
             f"**Overfitting**: the held-out loss was lowest in epoch {low} and has "
