@@ -10,7 +10,7 @@ from test_folds import task  # noqa: F401
 
 from sketchlib import workspace
 from sketchlib.data import cache, manifest
-from sketchlib.training import bank, folds
+from sketchlib.training import bank, folds, trained
 from sketchlib.training import recipe as rules
 
 HEAD = make(frozen=True, norm="still", epochs=6, batch_size=16, lr=0.01, augment="flip")
@@ -173,9 +173,9 @@ def test_a_run_on_the_bank_leaves_what_a_run_leaves(task, tmp_path):  # noqa: F8
     asked = dataclasses.replace(task, recipe=HEAD, network=network)
     ready = folds.with_bank(asked, 2, [])
     results = [folds.train_fold(ready, fold) for fold in (0, 1)]
-    oof, _ = folds.join_results(dict(enumerate(results)), ready.run_dir)
+    oof, _ = trained.join_results(dict(enumerate(results)), ready.run_dir)
     assert sorted(oof.image_ids) == sorted(task.folds["image_id"])
-    made = folds.load_model(ready.run_dir, 0, network, 4)
+    made = trained.load_model(ready.run_dir, 0, network, 4)
     _, valid, _ = folds.make_examples(ready, 0)
     seen = folds.predictions.predict(
         made, valid, results[0].oof.classes, way=FP32, tta=("hflip",), fold=0

@@ -13,7 +13,15 @@ from test_folds import task  # noqa: F401
 
 from sketchlib import workspace
 from sketchlib.data import manifest
-from sketchlib.training import bank, composites, folds, launch, losses, recipe
+from sketchlib.training import (
+    bank,
+    composites,
+    folds,
+    launch,
+    losses,
+    recipe,
+    trained,
+)
 from sketchlib.workbook import parameters
 
 CROSSED = composites.Targets(  # 2 × 3, all six classes
@@ -258,7 +266,7 @@ class TestFolds:
     def test_a_fold_names_classes_and_can_be_loaded_again(self, crossed):
         result = folds.train_fold(crossed, 0)
         assert list(result.oof.classes) == ["circle", "cross", "square", "stairs"]
-        model = folds.load_model(crossed.run_dir, 0, crossed.network, 4)
+        model = trained.load_model(crossed.run_dir, 0, crossed.network, 4)
         head = composites.find_head(model)
         assert head.blocks.sizes == (2, 2)
         _, valid, _ = folds.make_examples(crossed, 0)
@@ -272,7 +280,7 @@ class TestFolds:
         plain = dataclasses.replace(crossed, targets=composites.COMBINED)
         second = folds.train_fold(plain, 0)
         assert not np.array_equal(first.oof.logits, second.oof.logits)
-        assert composites.find_head(folds.load_model(
+        assert composites.find_head(trained.load_model(
             crossed.run_dir, 0, crossed.network, 4
         )) is None  # fmt: skip
 
@@ -301,7 +309,7 @@ class TestFolds:
         chain = dataclasses.replace(crossed, targets=learned)
         result = folds.train_fold(chain, 0)
         assert "2 superclasses: " in capsys.readouterr().out
-        model = folds.load_model(chain.run_dir, 0, chain.network, 4)
+        model = trained.load_model(chain.run_dir, 0, chain.network, 4)
         assert sorted(composites.find_head(model).blocks.sizes)[-1] >= 2
         assert composites.find_head(model).blocks.width == 6
         np.testing.assert_allclose(result.oof.probs.sum(1), 1, atol=1e-6)
@@ -324,7 +332,7 @@ class TestFolds:
         ready = dataclasses.replace(crossed, recipe=rule, network=network)
         ready = folds.with_bank(ready, 1, ())
         result = folds.train_fold(ready, 0)
-        model = folds.load_model(ready.run_dir, 0, ready.network, 4)
+        model = trained.load_model(ready.run_dir, 0, ready.network, 4)
         assert composites.find_head(model).blocks.sizes == (2, 2)
         _, valid, _ = folds.make_examples(ready, 0)
         again = folds.predictions.predict(

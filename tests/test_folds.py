@@ -5,7 +5,7 @@ import pytest
 from recipes import FP32, TINY, make, make_task
 
 from sketchlib.data import manifest
-from sketchlib.training import folds, loop, models
+from sketchlib.training import folds, loop, models, trained
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def task(world, tmp_path):
 
 def test_every_training_picture_is_predicted_by_a_model_that_did_not_see_it(task):
     results = {fold: folds.train_fold(task, fold) for fold in (0, 1)}
-    oof, test = folds.join_results(results, task.run_dir)
+    oof, test = trained.join_results(results, task.run_dir)
     assert sorted(oof.image_ids) == sorted(task.folds["image_id"])
     held = task.folds.set_index("image_id")["fold"]
     assert (held.loc[oof.image_ids].to_numpy() == oof.fold).all()
@@ -42,7 +42,7 @@ def test_a_finished_fold_is_read_back_and_a_changed_one_is_trained_anew(
 
 def test_the_saved_model_gives_the_written_predictions(task):
     result = folds.train_fold(task, 0)
-    model = folds.load_model(task.run_dir, 0, task.network, 4)
+    model = trained.load_model(task.run_dir, 0, task.network, 4)
     _, valid, _ = folds.make_examples(task, 0)
     made = folds.predictions.predict(
         model, valid, result.oof.classes, way=FP32, tta=("hflip",), fold=0
@@ -55,7 +55,7 @@ def test_a_model_normalises_by_the_pixels_in_training_and_when_loaded(task):
     measured = asked.with_stats(task.pixels)
     own = dataclasses.replace(task, network=measured)
     result = folds.train_fold(own, 0)
-    model = folds.load_model(own.run_dir, 0, measured, 4)
+    model = trained.load_model(own.run_dir, 0, measured, 4)
     seen = task.pixels.pixels[task.pixels.readable] / 255
     assert models.input_stats(model)[0].numpy() == pytest.approx(seen.mean(), abs=1e-5)
     _, valid, _ = folds.make_examples(own, 0)
@@ -78,7 +78,7 @@ def test_a_fold_below_zero_holds_nothing_out(task):
 
 def test_weights_that_were_not_copied_are_named(task):
     with pytest.raises(FileNotFoundError, match="can be blended, but not looked into"):
-        folds.load_model(task.run_dir, 0, task.network, 4)
+        trained.load_model(task.run_dir, 0, task.network, 4)
 
 
 def test_the_probe_covers_the_rows_that_were_predicted(task):
@@ -111,10 +111,10 @@ def test_a_probe_needs_pretrained_weights():
 
 def test_a_run_of_all_rows_alone_predicts_the_test_pictures(task):
     results = {fold: folds.train_fold(task, fold) for fold in (0, -1)}
-    oof, test = folds.join_results(results, task.run_dir)
+    oof, test = trained.join_results(results, task.run_dir)
     assert set(oof.fold) == {0}
     assert np.array_equal(test.logits, results[-1].test.logits)
-    history = folds.join_histories(results, task.run_dir)
+    history = trained.join_histories(results, task.run_dir)
     assert set(history["fold"]) == {0, -1}
     logged = folds.workspace.read_jsonl(task.run_dir / "metrics.jsonl")
     assert [row["fold"] for row in logged] == history["fold"].tolist()

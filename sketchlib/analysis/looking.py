@@ -18,7 +18,8 @@ from torch import nn
 from sketchlib import workspace
 from sketchlib.analysis import gradcam
 from sketchlib.data import cache, manifest
-from sketchlib.training import datasets, folds, models
+from sketchlib.training import datasets, models, trained
+from sketchlib.training.network import Network
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Glass:
     """
 
     run_dir: Path
-    network: folds.Network
+    network: Network
     pixels: cache.PixelCache
     classes: Sequence[str]
 
@@ -60,7 +61,7 @@ class Glass:
         position = {name: number for number, name in enumerate(self.classes)}
         targets = rows[column].map(position).to_numpy()
         for fold in sorted(rows["fold"].unique()):
-            model = folds.load_model(
+            model = trained.load_model(
                 self.run_dir, int(fold), self.network, len(self.classes)
             )
             mean, std = models.input_stats(model)
@@ -122,7 +123,7 @@ class Glass:
                 "folders copied without weights can be blended, but not looked into"
             )
         for number in numbers:
-            yield folds.load_model(
+            yield trained.load_model(
                 self.run_dir, number, self.network, len(self.classes)
             )
 
@@ -149,11 +150,11 @@ def open_run(
             f"{run_dir} should be a finished 03_train run, but its run.json names no "
             f"network (state {record.get('state')!r}); run 03_train to its end first"
         )
-    for kind, part in ((folds.Network, "network"), (cache.Geometry, "geometry")):
+    for kind, part in ((Network, "network"), (cache.Geometry, "geometry")):
         _check_complete(kind, record, part, run_dir)
     geometry = workspace.pick(cache.Geometry, record["geometry"])
     pixels = cache.open_pixels(table, data_dir, geometry, cache_dir)
-    network = workspace.pick(folds.Network, record["network"])
+    network = workspace.pick(Network, record["network"])
     return Glass(run_dir, network, pixels, manifest.class_names(table))
 
 

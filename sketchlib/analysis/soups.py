@@ -21,7 +21,7 @@ from torch import nn
 from sketchlib.analysis import ensemble, joining
 from sketchlib.analysis.looking import Glass
 from sketchlib.data import manifest as manifests
-from sketchlib.training import compute, datasets, folds, predictions
+from sketchlib.training import compute, datasets, predictions, trained
 from sketchlib.training.predictions import Predictions
 
 PLAIN = compute.Compute("cpu", "fp32", "nchw", 0.0)
@@ -165,7 +165,7 @@ def _choose(
 def _cook_fold(chosen: Sequence[Glass], fold: int) -> nn.Module:
     return average_models(
         [
-            folds.load_model(one.run_dir, fold, one.network, len(one.classes))
+            trained.load_model(one.run_dir, fold, one.network, len(one.classes))
             for one in chosen
         ]
     )
@@ -246,7 +246,7 @@ def time_pictures(glass: Glass, *, pictures: int = 64) -> float:
     """
     found = sorted(glass.run_dir.glob("fold*/model.safetensors"))
     ids = pd.Series(glass.pixels.image_ids[:pictures])
-    model = folds.load_model(glass.run_dir, 0, glass.network, len(glass.classes))
+    model = trained.load_model(glass.run_dir, 0, glass.network, len(glass.classes))
     seconds = []
     for _ in range(2):
         started = time.perf_counter()

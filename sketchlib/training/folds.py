@@ -6,14 +6,12 @@ the unit that is skipped, an epoch the unit that is resumed.
 """
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors.torch import save_file
 from torch import nn
 
 from sketchlib import workspace
@@ -32,10 +30,12 @@ from sketchlib.training import (
     optim,
     predictions,
     processes,
+    trained,
     viewing,
 )
 from sketchlib.training import recipe as recipes
 from sketchlib.training.network import Network
+from sketchlib.training.trained import Result
 
 PROBE_STRENGTH = 0.03  # inverse regularisation C of the probe, on standardised features
 
@@ -87,15 +87,6 @@ class Task:
         return dataclasses.replace(self, recipe=loop.with_epochs(self.recipe, epochs))
 
 
-@dataclass(frozen=True)
-class Result:
-    """A finished fold: its history (one row an epoch) and predictions."""
-
-    history: pd.DataFrame
-    oof: predictions.Predictions
-    test: predictions.Predictions
-
-
 def train_fold(
     task: Task, fold: int, on_epoch: Callable[[dict[str, float]], None] | None = None
 ) -> Result:
@@ -141,7 +132,7 @@ def train_fold(
     ]
     result = Result(history, *parts)
     if processes.rank() == 0:
-        _write_result(result, model, fold_dir)
+        trained.write_result(result, model, fold_dir)
         workspace.write_json(fold_dir / "done.json", {"asked": asked})
         loop.release(fold_dir)
     return result
@@ -167,7 +158,7 @@ def _read_finished(fold_dir: Path, asked: str, fresh: bool) -> Result | None:
     done = fold_dir / "done.json"
     asked_before = workspace.read_json(done) if done.exists() else {}
     if asked_before == {"asked": asked} and not fresh:
-        return _read_result(fold_dir)
+        return trained.read_result(fold_dir)
     processes.wait()
     if processes.rank() == 0:
         if fresh or asked_before:
@@ -347,66 +338,9 @@ def _train_on_bank(
         )
         for part, number in zip(parts[1:], (fold, -1), strict=True)
     )
-    fold_dir = _fold_dir(task, fold)
     result = Result(history, oof, test)
-    _write_tables(result, fold_dir)
-    with workspace.atomic_path(fold_dir / "head.safetensors") as temporary:
-        save_file(dict(head.state_dict()), temporary)
+    trained.write_head(result, head, _fold_dir(task, fold))
     return result
-
-
-def _write_result(result: Result, model: nn.Module, fold_dir: Path) -> None:
-    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    with workspace.atomic_path(fold_dir / "model.safetensors") as temporary:
-        save_file(tensors, temporary)
-    _write_tables(result, fold_dir)
-
-
-def _write_tables(result: Result, fold_dir: Path) -> None:
-    with workspace.atomic_path(fold_dir / "history.csv") as temporary:
-        result.history.to_csv(temporary, index=False)
-    predictions.write_predictions(fold_dir / "oof.npz", result.oof)
-    predictions.write_predictions(fold_dir / "test.npz", result.test)
-
-
-def _read_result(fold_dir: Path) -> Result:
-    return Result(
-        pd.read_csv(fold_dir / "history.csv"),
-        predictions.read_predictions(fold_dir / "oof.npz"),
-        predictions.read_predictions(fold_dir / "test.npz"),
-    )
-
-
-def join_results(
-    results: Mapping[int, Result], run_dir: Path
-) -> tuple[predictions.Predictions, predictions.Predictions]:
-    """Out-of-fold rows of all folds, and what is predicted for the test pictures.
-
-    That is the word of the model of all rows (fold -1) where there is one, else the
-    folds' soft vote. Both are written to `run_dir` as `oof.npz` and `test.npz`.
-    """
-    held = [result for fold, result in results.items() if fold >= 0]
-    oof = predictions.concatenate([result.oof for result in held])
-    final = results.get(-1)
-    test = final.test if final else predictions.average([r.test for r in held])
-    predictions.write_predictions(run_dir / "oof.npz", oof)
-    predictions.write_predictions(run_dir / "test.npz", test)
-    return oof, test
-
-
-def join_histories(results: Mapping[int, Result], run_dir: Path) -> pd.DataFrame:
-    """All histories below each other, with the column `fold`.
-
-    `metrics.jsonl` in `run_dir` is written anew from them: a run that was killed
-    between two epochs may have logged one twice, or not at all.
-    """
-    joined = pd.concat(
-        [result.history.assign(fold=fold) for fold, result in results.items()],
-        ignore_index=True,
-    )
-    lines = [json.dumps(row) for row in joined.to_dict("records")]
-    workspace.write_text(run_dir / "metrics.jsonl", "\n".join(lines) + "\n")
-    return joined
 
 
 def list_folds(planned: int, all_rows: bool) -> list[int]:
@@ -526,49 +460,3 @@ def probe(task: Task, image_ids: Sequence[str]) -> predictions.Predictions:
         manifest.class_names(task.table),
         strength=PROBE_STRENGTH,
     )
-
-
-def load_model(run_dir: Path, fold: int, network: Network, classes: int) -> nn.Module:
-    """The trained model of a fold, in eval mode.
-
-    Raises:
-        FileNotFoundError: the run folder holds no weights of that fold.
-    """
-    path = run_dir / f"fold{fold}" / "model.safetensors"
-    head = path.with_name("head.safetensors")
-    if head.exists() and not path.exists():
-        return _join_head(network, head, classes).eval()
-    if not path.exists():
-        raise FileNotFoundError(
-            f"`model.safetensors` was expected in {path.parent}; run folders copied "
-            "without weights can be blended, but not looked into"
-        )
-    saved = dataclasses.replace(network, weights=str(path), lora_rank=0)
-    if blocks := composites.read_blocks(path):
-        model = dataclasses.replace(saved, weights="none").make(classes)
-        saved.compose(model, blocks)
-        model.load_state_dict(models.read_weights(path))
-        return model.eval()
-    return saved.make(classes).eval()
-
-
-def _join_head(network: Network, path: Path, classes: int) -> nn.Module:
-    """The pretrained backbone under a head that was trained on its features.
-
-    Raises:
-        ValueError: the head takes the features of several backbones.
-    """
-    model = network.make(classes)
-    if blocks := composites.read_blocks(path):
-        network.compose(model, blocks)
-    classifier = model.get_submodule(heads.classifier_name(model))
-    given, wanted = models.read_weights(path), classifier.state_dict()
-    wrong = [key for key in wanted if models.differs(wanted[key], given, key)]
-    if wrong:
-        raise ValueError(
-            f"{path} should fit the classifier of {network.model}, but {wrong[0]} is "
-            f"{list(wanted[wrong[0]].shape)} there; a head on joined banks can be "
-            "blended, but not looked into"
-        )
-    classifier.load_state_dict(given)
-    return model

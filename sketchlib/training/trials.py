@@ -26,6 +26,7 @@ from sketchlib.training import (
     predictions,
     recipes,
     supply,
+    trained,
 )
 from sketchlib.training import recipe as recipe_rules
 
@@ -107,8 +108,8 @@ def train(
     results = {
         fold: folds.train_fold(task, fold, follow(fold)) for fold in range(count)
     }
-    oof, _ = folds.join_results(results, task.run_dir)
-    history = folds.join_histories(results, task.run_dir)
+    oof, _ = trained.join_results(results, task.run_dir)
+    history = trained.join_histories(results, task.run_dir)
     with workspace.atomic_path(task.run_dir / "history.csv") as temporary:
         history.to_csv(temporary, index=False)
     return oof
