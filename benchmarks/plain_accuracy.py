@@ -93,8 +93,8 @@ def make_row(
 ) -> dict[str, object]:
     """A row on what the speed paths cost.
 
-    Met where the plain accuracy is not above the interval of the fast one, and the
-    paired gain is not below zero beyond doubt.
+    Met where the plain accuracy lies in the interval of the fast one, and the paired
+    gain is not below zero beyond doubt.
     """
     found = scores.compare(plain, fast, table, groups)
     own = scores.summarise(fast, table, groups)
@@ -104,8 +104,8 @@ def make_row(
         f"{found.accuracy_b:.3f} ({low:.3f}-{high:.3f}) against "
         f"{found.accuracy_a:.3f}: {100 * found.gain:+.1f} points "
         f"({100 * found.low:+.1f} to {100 * found.high:+.1f})",
-        "plain not above the interval",
-        found.accuracy_a <= high and found.high >= 0,
+        "in the interval",
+        low <= found.accuracy_a <= high and found.high >= 0,
     )
 
 
