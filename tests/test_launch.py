@@ -1,4 +1,5 @@
 import dataclasses
+import subprocess
 import sys
 
 import numpy as np
@@ -81,6 +82,15 @@ def test_processes_that_fail_say_why(tmp_path):
         launch._started([sys.executable, "-c", words], log, 2) as child,
     ):
         launch._follow(child, tmp_path, print)
+
+
+def test_a_process_that_is_done_leaves_before_python_ends():
+    code = (
+        "import atexit, os; atexit.register(lambda: os._exit(134));"
+        "from sketchlib.training import processes; print('done'); processes.leave()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert (ended.returncode, ended.stdout) == (0, b"done\n")
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path):

@@ -271,8 +271,8 @@ def main(arguments: Sequence[str]) -> None:
             workspace.append_jsonl(path.parent / _EPOCHS, row)
 
     folds.train_fold(task, fold, log)
-    processes.wait()
 
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    processes.leave()
