@@ -11,6 +11,7 @@ drawn ones they are mistakes, in a folder of one's own they may be true copies.
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import sysconfig
@@ -20,11 +21,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
-from table import plain_row, write_rows
+from table import forget_peak, limit_row, plain_row, ratio_row, write_rows
 
 from sketchlib import workspace
 from sketchlib.data import (
@@ -341,11 +344,12 @@ def time_decoding(folder: Path, paths: pd.Series) -> float:
 def measure_all(
     folder: Path, table: pd.DataFrame, rounds: int
 ) -> tuple[pd.DataFrame, tuple]:
-    """Seconds of each step, a row a round, and what the steps gave."""
+    """Seconds of each step and peak memory, a row a round; what the steps gave."""
     time_decoding(folder, table["path"])  # fills the disk cache
     lines = []
     for turn in range(rounds):
         seconds = {"decode": time_decoding(folder, table["path"])}
+        forget_peak()
         started = time.perf_counter()
         made = {"cache_dir": folder / f"cache{len(table)}-{turn}", "geometry": SHEET}
         seen = audit.inspect(table, folder, **made)
@@ -356,11 +360,21 @@ def measure_all(
         started = time.perf_counter()
         found = groups.make_groups(pairs, seen.findings, manifest=table)
         seconds["groups"] = time.perf_counter() - started
+        seconds["GB"] = measure_peak()
         started = time.perf_counter()
         audit.inspect(table, folder, **made)
         seconds["audit again"] = time.perf_counter() - started
         lines.append(seconds)
     return pd.DataFrame(lines), (pairs, found)
+
+
+def measure_peak() -> float:
+    """Gigabytes this process and its helpers can have held at once, at the most.
+
+    Of the helpers the largest counts for each; what they share counts every time.
+    """
+    helper = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return workspace.peak_memory_mb() / 2**10 + (os.cpu_count() or 1) * helper
 
 
 def time_vectors(total: int) -> float:
@@ -445,32 +459,39 @@ def make_peers(home: Path) -> Path:
 
 
 def compare_peers(
-    folder: Path, table: pd.DataFrame, truth: pd.DataFrame, home: Path
+    folder: Path, table: pd.DataFrame, truth: pd.DataFrame, asked: argparse.Namespace
 ) -> pd.DataFrame:
-    """Recall by kind of the other tools on the same files; pairs, real, seconds."""
+    """Recall by kind of the other tools on the same files; pairs, real, seconds.
+
+    The seconds are a list, one a round.
+    """
     alone = folder / "peers"  # they take whole folders
     alone.mkdir()
     for path in table["path"]:
         os.link(folder / path, alone / Path(path).name)
     ends = zip(truth["image_id_a"], truth["image_id_b"], strict=True)
     planted = [tuple(sorted(Path(end).name for end in pair)) for pair in ends]
-    python, rows = make_peers(home), {}
+    python, rows = make_peers(asked.peers), {}
     for tool in ("PHash", "CNN", "cleanvision"):
-        out = folder.parent / f"{tool}.json"
-        asked = [python, "-c", _PEER, tool, alone, out]
-        done = subprocess.run(asked, capture_output=True, text=True)
+        out, seconds = folder.parent / f"{tool}.json", []
+        command = [python, "-c", _PEER, tool, alone, out]
+        for _ in range(asked.rounds):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                break
+            answer = json.loads(out.read_text())
+            seconds.append(answer["seconds"])
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             print(f"{tool}: not measured ({last[:120]})")
             continue
-        answer = json.loads(out.read_text())
         found = {tuple(pair) for pair in answer["pairs"]}
         hit = pd.Series([pair in found for pair in planted])
         row = hit.groupby(truth["planted"].to_numpy()).mean()
         row["all kinds"] = hit.mean()
         same = [source_of(a) == source_of(b) for a, b in found]
         row["real pairs"] = float(np.mean(same)) if same else np.nan
-        row["pairs"], row["seconds"] = len(found), answer["seconds"]
+        row["pairs"], row["seconds"] = len(found), seconds
         rows[answer["named"]] = row
     return pd.DataFrame(rows)
 
@@ -492,46 +513,45 @@ def main() -> None:
         peers = pd.DataFrame()
         if asked.peers:
             folder, table, truth = pick(world, asked.copies, min(asked.pictures))
-            peers = compare_peers(folder, table, truth, asked.peers)
-            print(peers.round(3), "\n")
+            peers = compare_peers(folder, table, truth, asked)
+            print(peers.drop(index="seconds").astype(float).round(3), "\n")
     write(lines, peers)
-    print(pd.DataFrame(lines).round(3).to_string(index=False))
+    shown = pd.DataFrame(lines).drop(columns=["ratios", "own", "GB"])
+    print(shown.round(3).to_string(index=False))
     if asked.vectors:
         spent = time_vectors(asked.vectors)
         print(f"{asked.vectors:,} random vectors, all frames: {spent:.1f} s")
 
 
-def write(lines: list[dict[str, float]], peers: pd.DataFrame) -> None:
+def write(lines: list[dict[str, Any]], peers: pd.DataFrame) -> None:
     """Lines of the common table; the peers ran on the files of the first line."""
     rows = []
     for line in lines:
         what = f"e. audit and duplicates, {line['pictures']:,} pictures"
-        told = f"{line['x decode']:.2f} x decoding them all "
-        told += f"({line['least']:.2f}-{line['most']:.2f})"
-        small = line["x decode"] <= 1.5
-        rows.append(plain_row(f"{what}: time", told, "≤ 1.5 x", small))
+        rows.append(limit_row(f"{what}: time / decoding", line["ratios"], "x", 1.5))
         found = f"{line['recall']:.3f}, {line['real']:.3f} of the pairs real"
         good = line["recall"] >= 0.97 and line["real"] >= 0.95
+        kinds = f"by kind {line['worst']:.3f}-{line['best']:.3f}"
         goal = "≥ 0.97, ≥ 0.95"
-        rows.append(plain_row(f"{what}: recall", found, goal, good))
-        memory = line["peak MB"] / 1000
-        rows.append(
-            plain_row(f"{what}: memory", f"{memory:.2f} GB", "< 2 GB", memory < 2)
-        )
+        rows.append(plain_row(f"{what}: recall", found, goal, good, kinds))
+        rows.append(limit_row(f"{what}: memory", line["GB"], "GB", 2.0))
+    ours = lines[0]
     for name, theirs in peers.items():
-        ours = lines[0]
-        own = sum(ours[f"{step} s"] for step in STEPS)
-        rows.append(
-            {
-                "what": f"e. seconds on {ours['pictures']:,} pictures / {name}",
-                "ours": f"{own:.1f} s, {ours['recall']:.2f} found, "
-                f"{ours['real']:.2f} of the pairs real",
-                "theirs": f"{theirs['seconds']:.1f} s, {theirs['all kinds']:.2f} "
-                f"found, {theirs['real pairs']:.2f} real",
-                "ratio": f"{theirs['seconds'] / own:.1f}",
-            }
-            | dict.fromkeys(("spread", "goal", "met"), "-")
+        row = ratio_row(
+            f"e. seconds on {ours['pictures']:,} pictures / {name}",
+            [
+                (1 / a, 1 / b)
+                for a, b in zip(ours["own"], theirs["seconds"], strict=True)
+            ],
+            0.0,
+            "",
         )
+        row["ours"] = f"{median(ours['own']):.1f} s, {ours['recall']:.2f} found, "
+        row["ours"] += f"{ours['real']:.2f} of the pairs real"
+        row["theirs"] = f"{median(theirs['seconds']):.1f} s, "
+        row["theirs"] += f"{theirs['all kinds']:.2f} found, "
+        row["theirs"] += f"{theirs['real pairs']:.2f} real"
+        rows.append(row)
     write_rows("duplicates", rows)
 
 
@@ -561,16 +581,17 @@ def pick(world: World, copies: float, size: int) -> World:
     return folder, table, truth
 
 
-def measure_size(
-    world: World, asked: argparse.Namespace, size: int
-) -> dict[str, float]:
+def measure_size(world: World, asked: argparse.Namespace, size: int) -> dict[str, Any]:
     """One line of the table: everything measured on about `size` pictures."""
     folder, table, truth = pick(world, asked.copies, size)
     rounds, (pairs, found) = measure_all(folder, table, asked.rounds)
     scores = report(table, truth, pairs, found)
     bytes_each = np.mean([(folder / path).stat().st_size for path in table["path"]])
-    steps = {f"{step} s": spent for step, spent in rounds.median().items()}
-    ratios = rounds[list(STEPS)].sum(axis=1) / rounds["decode"]
+    steps = {
+        f"{step} s": spent for step, spent in rounds.median().items() if step != "GB"
+    }
+    own = rounds[list(STEPS)].sum(axis=1)
+    ratios = own / rounds["decode"]
     return {
         "pictures": len(table),
         "kB": bytes_each / 1000,
@@ -578,7 +599,10 @@ def measure_size(
         "x decode": ratios.median(),
         "least": ratios.min(),
         "most": ratios.max(),
-        "peak MB": workspace.peak_memory_mb(),
+        "peak GB": rounds["GB"].max(),
+        "ratios": ratios.tolist(),
+        "own": own.tolist(),
+        "GB": rounds["GB"].tolist(),
         "cores": os.cpu_count() or 1,
         **scores,
     }
@@ -594,7 +618,13 @@ def report(
     print(f"{len(table):,} pictures, {len(pairs):,} pairs, {groups_found:,} groups\n")
     same = pairs["image_id_a"].map(source_of) == pairs["image_id_b"].map(source_of)
     recall = float(np.average(scores["recall"], weights=scores["planted"]))
-    return {"recall": recall, "real": float(same.mean())}
+    worst, best = scores["recall"].agg(["min", "max"])
+    return {
+        "recall": recall,
+        "real": float(same.mean()),
+        "worst": worst,
+        "best": best,
+    }
 
 
 if __name__ == "__main__":

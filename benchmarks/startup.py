@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from table import plain_row, write_rows
+from table import limit_row, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 GOALS = {"import sketchlib": 0.2, "sketch --help": 0.5, "sketch run − bare script": 5.0}
@@ -110,11 +110,9 @@ def main() -> int:
 
 def write(pairs: dict[str, list[float]]) -> None:
     """Lines of the common table for what has a goal."""
-    lines = []
-    for name, goal in GOALS.items():
-        middle = statistics.median(pairs[name])
-        told = f"{middle:.2f} s ({min(pairs[name]):.2f}-{max(pairs[name]):.2f})"
-        lines.append(plain_row(f"h. {name}", told, f"≤ {goal:g} s", middle <= goal))
+    lines = [
+        limit_row(f"h. {name}", pairs[name], "s", goal) for name, goal in GOALS.items()
+    ]
     write_rows("startup", lines)
 
 

@@ -4,8 +4,10 @@ Each script calls `write_rows`; `python benchmarks/table.py` prints what there i
 """
 
 import argparse
+import contextlib
 import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -27,27 +29,66 @@ def ratio_row(
         goal: the ratio wanted, at least.
         unit: of both sides.
     """
-    ratios = sorted(ours / theirs for ours, theirs in pairs)
+    ratios = [ours / theirs for ours, theirs in pairs]
     return {
         "what": what,
-        "ours": f"{median(ours for ours, _ in pairs):.3g} {unit}",
-        "theirs": f"{median(theirs for _, theirs in pairs):.3g} {unit}",
+        "ours": f"{_round(median(ours for ours, _ in pairs))} {unit}",
+        "theirs": f"{_round(median(theirs for _, theirs in pairs))} {unit}",
         "ratio": round(median(ratios), 2),
-        "spread": f"{ratios[0]:.2f}-{ratios[-1]:.2f}",
+        "spread": tell_spread(ratios),
         "goal": f"≥ {goal:g}" if goal else "-",
         "met": "-" if not goal else "yes" if median(ratios) >= goal else "no",
     }
 
 
-def plain_row(what: str, ours: str, goal: str, met: bool | None) -> dict[str, object]:
-    """A row with one figure; `met` is None where there is no goal."""
+def _round(value: float) -> str:
+    """Three digits that count, written out: 12,700 and 0.0976."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
+def limit_row(
+    what: str, values: Sequence[float], unit: str, limit: float | None
+) -> dict[str, object]:
+    """A row about ours alone, a value a round, that is to stay under a limit.
+
+    Args:
+        what: in words.
+        values: one a round; their median counts.
+        unit: of the values and of the limit.
+        limit: the most there may be; None where there is no goal.
+    """
+    middle = median(values)
+    return plain_row(
+        what,
+        f"{middle:.2f} {unit}",
+        "-" if limit is None else f"≤ {limit:g} {unit}",
+        None if limit is None else middle <= limit,
+        tell_spread(values),
+    )
+
+
+def tell_spread(values: Sequence[float]) -> str:
+    """The least and the greatest."""
+    return f"{min(values):.2f}-{max(values):.2f}"
+
+
+def forget_peak() -> None:
+    """Let the peak memory of this process count from now, where Linux can do that."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def plain_row(
+    what: str, ours: str, goal: str, met: bool | None, spread: str = "-"
+) -> dict[str, object]:
+    """A row with one figure in words; `met` is None where there is no goal."""
     told = "-" if met is None else "yes" if met else "no"
     return {
         "what": what,
         "ours": ours,
         "theirs": "-",
         "ratio": "-",
-        "spread": "-",
+        "spread": spread,
         "goal": goal,
         "met": told,
     }

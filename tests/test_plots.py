@@ -126,7 +126,10 @@ def test_ensemble_figures_name_every_run(world):
     manifest, oof = world
     runs = {"first run": oof, "second run": calibration.apply_temperature(oof, 2.0)}
     found = search.search_methods(runs, manifest)
-    closeups.plot_path(found.path)
+    below = closeups.plot_path(found.path).figure.axes[1]
+    names = [label.get_text() for label in below.get_yticklabels()]
+    assert names == list(dict.fromkeys(found.path["added"]))
+    assert len(below.collections[0].get_offsets()) == len(found.path)
     texts = read_texts(closeups.plot_blend(found.table))
     assert {"first run", "second run", "soft vote"} <= set(texts)
     assert any(text.startswith("best single run") for text in texts)

@@ -376,35 +376,31 @@ def plot_blend(table: pd.DataFrame, *, used: str = "", ax: Axes | None = None) -
     return ax
 
 
-def plot_path(path: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Accuracy after each step of the greedy search, and the run that was added.
+def plot_path(path: pd.DataFrame) -> Axes:
+    """Accuracy after each step of the greedy search; below it which run was added.
 
     Args:
         path: step, added, accuracy (0-1), on the rows it was fitted on.
-        ax: where to draw.
+    Returns:
+        The upper axes; the lower ones have a row per run, the first added on top.
     """
-    ax = plots.make_axes(ax, 3.0)
+    runs = list(dict.fromkeys(path["added"]))
+    figure, (ax, below) = plt.subplots(
+        2, 1, sharex=True, layout="constrained",
+        figsize=(plots.WIDTH, 2.8 + 0.235 * len(runs)),
+        height_ratios=[2.1, 0.1 + 0.235 * len(runs)],
+    )  # fmt: skip
     ax.plot(path["step"], path["accuracy"], "o-", color=plots.COOL, ms=4, lw=1)
-    before = ""
-    for step, added, accuracy in path[["step", "added", "accuracy"]].itertuples(
-        index=False
-    ):
-        if added == before or step > 25:  # a run added again needs no second name
-            continue
-        before = added
-        ax.annotate(
-            plots.shorten(added, 18),
-            (step, accuracy),
-            xytext=(2, 7),
-            textcoords="offset points",
-            rotation=30,
-            fontsize=7.5,
-        )
     low, high = path["accuracy"].min(), path["accuracy"].max()
     room = max(high - low, 0.01)
-    ax.set(xlim=(0.5, len(path) + 1.5), ylim=(low - 0.2 * room, high + 0.6 * room))
+    ax.set(xlim=(0.5, len(path) + 0.5), ylim=(low - 0.2 * room, high + 0.2 * room))
     ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-    ax.grid(axis="y")
-    ax.set(xlabel="step", ylabel="accuracy, 0-1, on the rows fitted")
+    ax.set_ylabel("accuracy, 0-1,\non the rows fitted")
     ax.set_title("Greedy search, step by step (flattered: not held out)")
+    plots.make_rows(below, runs)
+    rows = path["added"].map(runs.index)
+    below.scatter(path["step"], rows, s=26, color=plots.COOL, zorder=3)
+    below.set(xlabel="step", ylabel="added")
+    for axes in (ax, below):
+        axes.grid(axis="both")
     return ax
