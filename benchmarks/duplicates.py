@@ -9,13 +9,15 @@ drawn ones they are mistakes, in a folder of one's own they may be true copies.
 """
 
 import argparse
+import contextlib
 import json
 import os
-import resource
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,9 +29,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-from table import forget_peak, limit_row, plain_row, ratio_row, write_rows
+import psutil
+from table import limit_row, plain_row, ratio_row, write_rows
 
-from sketchlib import workspace
 from sketchlib.data import (
     audit,
     cache,
@@ -344,12 +346,11 @@ def time_decoding(folder: Path, paths: pd.Series) -> float:
 def measure_all(
     folder: Path, table: pd.DataFrame, rounds: int
 ) -> tuple[pd.DataFrame, tuple]:
-    """Seconds of each step and peak memory, a row a round; what the steps gave."""
+    """Seconds of each step, a row a round, and what the steps gave."""
     time_decoding(folder, table["path"])  # fills the disk cache
     lines = []
     for turn in range(rounds):
         seconds = {"decode": time_decoding(folder, table["path"])}
-        forget_peak()
         started = time.perf_counter()
         made = {"cache_dir": folder / f"cache{len(table)}-{turn}", "geometry": SHEET}
         seen = audit.inspect(table, folder, **made)
@@ -360,7 +361,6 @@ def measure_all(
         started = time.perf_counter()
         found = groups.make_groups(pairs, seen.findings, manifest=table)
         seconds["groups"] = time.perf_counter() - started
-        seconds["GB"] = measure_peak()
         started = time.perf_counter()
         audit.inspect(table, folder, **made)
         seconds["audit again"] = time.perf_counter() - started
@@ -368,13 +368,45 @@ def measure_all(
     return pd.DataFrame(lines), (pairs, found)
 
 
-def measure_peak() -> float:
-    """Gigabytes this process and its helpers can have held at once, at the most.
+def measure_memory(folder: Path, table: pd.DataFrame, rounds: int) -> list[float]:
+    """Peak gigabytes of this process and its helpers, in passes nobody times."""
+    peaks = []
+    for turn in range(rounds):
+        place = folder / f"memory{len(table)}-{turn}"
+        with watch_memory() as seen:
+            found = audit.inspect(table, folder, cache_dir=place, geometry=SHEET)
+            pairs = duplicates.find_pairs(found.findings, found.thumbs)
+            groups.make_groups(pairs, found.findings, manifest=table)
+        peaks.append(max(seen))
+        shutil.rmtree(place)
+    return peaks
 
-    Of the helpers the largest counts for each; what they share counts every time.
+
+@contextlib.contextmanager
+def watch_memory() -> Iterator[list[float]]:
+    """Gigabytes of this process and those it started, five times a second.
+
+    What several share is counted once (proportional set size; Linux only).
     """
-    helper = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    return workspace.peak_memory_mb() / 2**10 + (os.cpu_count() or 1) * helper
+    seen: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        whole = psutil.Process()
+        while not over.wait(0.2):
+            total = 0
+            for each in (whole, *whole.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):  # ended meanwhile
+                    total += each.memory_full_info().pss
+            seen.append(total / 2**30)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
 
 
 def time_vectors(total: int) -> float:
@@ -487,7 +519,7 @@ def compare_peers(
             continue
         found = {tuple(pair) for pair in answer["pairs"]}
         hit = pd.Series([pair in found for pair in planted])
-        row = hit.groupby(truth["planted"].to_numpy()).mean()
+        row = hit.groupby(truth["planted"].to_numpy()).mean().astype(object)
         row["all kinds"] = hit.mean()
         same = [source_of(a) == source_of(b) for a, b in found]
         row["real pairs"] = float(np.mean(same)) if same else np.nan
@@ -587,9 +619,8 @@ def measure_size(world: World, asked: argparse.Namespace, size: int) -> dict[str
     rounds, (pairs, found) = measure_all(folder, table, asked.rounds)
     scores = report(table, truth, pairs, found)
     bytes_each = np.mean([(folder / path).stat().st_size for path in table["path"]])
-    steps = {
-        f"{step} s": spent for step, spent in rounds.median().items() if step != "GB"
-    }
+    steps = {f"{step} s": spent for step, spent in rounds.median().items()}
+    memory = measure_memory(folder, table, asked.rounds)
     own = rounds[list(STEPS)].sum(axis=1)
     ratios = own / rounds["decode"]
     return {
@@ -599,10 +630,10 @@ def measure_size(world: World, asked: argparse.Namespace, size: int) -> dict[str
         "x decode": ratios.median(),
         "least": ratios.min(),
         "most": ratios.max(),
-        "peak GB": rounds["GB"].max(),
+        "peak GB": max(memory),
         "ratios": ratios.tolist(),
         "own": own.tolist(),
-        "GB": rounds["GB"].tolist(),
+        "GB": memory,
         "cores": os.cpu_count() or 1,
         **scores,
     }

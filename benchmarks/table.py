@@ -60,7 +60,7 @@ def limit_row(
     middle = median(values)
     return plain_row(
         what,
-        f"{middle:.2f} {unit}",
+        f"{middle:z.2f} {unit}",
         "-" if limit is None else f"≤ {limit:g} {unit}",
         None if limit is None else middle <= limit,
         tell_spread(values),
@@ -69,7 +69,8 @@ def limit_row(
 
 def tell_spread(values: Sequence[float]) -> str:
     """The least and the greatest."""
-    return f"{min(values):.2f}-{max(values):.2f}"
+    joint = " to " if min(values) < 0 else "-"
+    return f"{min(values):z.2f}{joint}{max(values):z.2f}"
 
 
 def forget_peak() -> None:
