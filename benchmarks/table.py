@@ -4,10 +4,9 @@ Each script calls `write_rows`; `python benchmarks/table.py` prints what there i
 """
 
 import argparse
-import contextlib
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -47,22 +46,28 @@ def _round(value: float) -> str:
 
 
 def limit_row(
-    what: str, values: Sequence[float], unit: str, limit: float | None
+    what: str,
+    values: Sequence[float],
+    unit: str,
+    limit: float | None,
+    *,
+    told: Callable[[Sequence[float]], float] = median,
 ) -> dict[str, object]:
     """A row about ours alone, a value a round, that is to stay under a limit.
 
     Args:
         what: in words.
-        values: one a round; their median counts.
+        values: one a round.
         unit: of the values and of the limit.
         limit: the most there may be; None where there is no goal.
+        told: which of them counts; memory has to stay under it in every round.
     """
-    middle = median(values)
+    value = told(values)
     return plain_row(
         what,
-        f"{middle:z.2f} {unit}",
+        f"{value:z.2f} {unit}",
         "-" if limit is None else f"≤ {limit:g} {unit}",
-        None if limit is None else middle <= limit,
+        None if limit is None else value <= limit,
         tell_spread(values),
     )
 
@@ -71,12 +76,6 @@ def tell_spread(values: Sequence[float]) -> str:
     """The least and the greatest."""
     joint = " to " if min(values) < 0 else "-"
     return f"{min(values):z.2f}{joint}{max(values):z.2f}"
-
-
-def forget_peak() -> None:
-    """Let the peak memory of this process count from now, where Linux can do that."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def plain_row(

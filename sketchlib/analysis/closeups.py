@@ -385,7 +385,7 @@ def plot_path(path: pd.DataFrame) -> Axes:
         The upper axes; the lower ones have a row per run, the first added on top.
     """
     runs = list(dict.fromkeys(path["added"]))
-    figure, (ax, below) = plt.subplots(
+    _, (ax, below) = plt.subplots(
         2, 1, sharex=True, layout="constrained",
         figsize=(plots.WIDTH, 2.8 + 0.235 * len(runs)),
         height_ratios=[2.1, 0.1 + 0.235 * len(runs)],
